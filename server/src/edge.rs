@@ -1,0 +1,253 @@
+//! Where clients' connections end, and the way from there to the leader.
+//!
+//! A client's stream stays where it is. Underneath, its [`Route`] changes: to this node's own table while it leads, to
+//! the relay of another node's while that one does, to nowhere during an election. After each change the client is
+//! told `Moved`, and resumes its sessions over the same stream: whatever was under way may be lost, and only the
+//! replicated state decides.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+
+use futures_util::{Stream, stream};
+use raftlock_proto::v1::session_event::Event;
+use raftlock_proto::v1::{Draining, Moved, SessionRequest, SessionResponse};
+use tokio::sync::watch;
+use tonic::{Status, Streaming};
+
+use crate::outbox::{Ending, Outbox};
+use crate::peers::ClusterId;
+use crate::relay::RelayLink;
+use crate::service::lock::Calls;
+use crate::service::session::Sessions;
+use crate::service::status;
+use crate::streams::StreamId;
+
+/// Where calls and streams go at the moment.
+#[derive(Clone)]
+pub enum Route {
+    /// This node leads.
+    Here(Arc<Local>),
+    /// Another node leads, and there is a relay to it.
+    There(Arc<RelayLink>),
+    /// Nobody can be asked.
+    Nowhere(Why),
+}
+
+/// The leader's side, on this node.
+pub struct Local {
+    /// Session streams.
+    pub sessions: Sessions,
+    /// Unary calls.
+    pub calls: Calls,
+}
+
+/// Why nobody can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The node has just started, and belongs to no cluster yet.
+    Starting,
+    /// No leader is known, or it cannot be reached.
+    NoLeader,
+    /// The node is about to stop.
+    Stopping,
+}
+
+impl Why {
+    /// As a caller learns it.
+    pub fn status(self) -> Status {
+        match self {
+            Why::Starting => status::not_serving("starting"),
+            Why::NoLeader => status::no_leader(),
+            Why::Stopping => status::not_serving("stopping"),
+        }
+    }
+}
+
+/// All connections of clients to this node.
+pub struct Edge {
+    cluster: OnceLock<ClusterId>,
+    route: watch::Sender<Route>,
+    outboxes: Mutex<Outboxes>,
+}
+
+#[derive(Default)]
+struct Outboxes {
+    next: u64,
+    open: BTreeMap<u64, Arc<Outbox>>,
+}
+
+impl Edge {
+    /// Leads nowhere until it is told.
+    pub fn new() -> Arc<Edge> {
+        let (route, _) = watch::channel(Route::Nowhere(Why::Starting));
+        Arc::new(Edge { cluster: OnceLock::new(), route, outboxes: Mutex::default() })
+    }
+
+    /// The cluster that this node belongs to, once it does.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster.get().copied()
+    }
+
+    /// This node belongs to `cluster`, from here on and for good.
+    pub fn joined(&self, cluster: ClusterId) {
+        let _ = self.cluster.set(cluster);
+    }
+
+    /// Where to go now.
+    pub fn route(&self) -> Route {
+        self.route.borrow().clone()
+    }
+
+    /// Changes the way under all streams, unless the node is stopping.
+    pub fn set_route(&self, route: Route) {
+        self.route.send_if_modified(|now| {
+            let stopping = matches!(now, Route::Nowhere(Why::Stopping));
+            let same = match (&*now, &route) {
+                (Route::Nowhere(old), Route::Nowhere(new)) => old == new,
+                _ => false,
+            };
+            if !stopping && !same {
+                *now = route;
+            }
+            !stopping && !same
+        });
+    }
+
+    /// Whether calls get anywhere.
+    pub fn is_ready(&self) -> bool {
+        !matches!(*self.route.borrow(), Route::Nowhere(_))
+    }
+
+    /// Changes of the way.
+    pub fn watch_route(&self) -> watch::Receiver<Route> {
+        self.route.subscribe()
+    }
+
+    /// Tells the clients of this node to go elsewhere. Their streams go on meanwhile.
+    pub fn drain(&self) {
+        for outbox in self.lock().open.values() {
+            outbox.push(Event::Draining(Draining {}));
+        }
+    }
+
+    /// How many streams of clients are open.
+    pub fn stream_count(&self) -> usize {
+        self.lock().open.len()
+    }
+
+    /// Ends all streams, and refuses new calls.
+    pub fn stop(&self) {
+        self.set_route(Route::Nowhere(Why::Stopping));
+        for outbox in self.lock().open.values() {
+            outbox.end(Ending::Stopping);
+        }
+    }
+
+    /// Carries one client's stream for as long as it lasts; the answer is what goes back to the client.
+    pub fn stream(
+        self: Arc<Self>,
+        incoming: Streaming<SessionRequest>,
+    ) -> impl Stream<Item = Result<SessionResponse, Status>> + Send + use<> {
+        let outbox = Outbox::local();
+        let number = {
+            let mut outboxes = self.lock();
+            outboxes.next += 1;
+            let number = outboxes.next;
+            outboxes.open.insert(number, outbox.clone());
+            number
+        };
+        let back = stream::unfold(Some(outbox.clone()), |outbox| async move {
+            let outbox = outbox?;
+            match outbox.next().await {
+                Ok(message) => Some((Ok(message), Some(outbox))),
+                Err(ending) => status::stream_end(ending).map(|status| (Err(status), None)),
+            }
+        });
+        tokio::spawn(async move {
+            self.carry(incoming, &outbox).await;
+            self.lock().open.remove(&number);
+        });
+        back
+    }
+
+    async fn carry(&self, mut incoming: Streaming<SessionRequest>, outbox: &Arc<Outbox>) {
+        let mut route = self.route.subscribe();
+        let mut way = Way::of(&route.borrow_and_update(), outbox);
+        loop {
+            tokio::select! {
+                biased;
+                changed = route.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    way.leave();
+                    way = Way::of(&route.borrow_and_update(), outbox);
+                    if !matches!(way, Way::Nowhere) {
+                        outbox.push(Event::Moved(Moved {}));
+                    }
+                }
+                message = incoming.message() => match message {
+                    Ok(Some(message)) => way.send(message).await,
+                    Ok(None) => {
+                        outbox.end(Ending::Done);
+                        break;
+                    }
+                    Err(status) => {
+                        outbox.end(ending_of(&status));
+                        break;
+                    }
+                }
+            }
+        }
+        way.leave();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Outboxes> {
+        self.outboxes.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// What ended the incoming half: the client's bad message, or its connection.
+fn ending_of(status: &Status) -> Ending {
+    match status.code() {
+        tonic::Code::OutOfRange => Ending::TooLarge,
+        tonic::Code::Internal => Ending::Malformed("the message is not a SessionRequest"),
+        _ => Ending::Done,
+    }
+}
+
+/// The way of one stream, as it was last set.
+enum Way {
+    Here { local: Arc<Local>, stream: StreamId },
+    There { relay: Arc<RelayLink>, number: u64 },
+    Nowhere,
+}
+
+impl Way {
+    fn of(route: &Route, outbox: &Arc<Outbox>) -> Way {
+        match route {
+            Route::Here(local) => {
+                let stream = local.sessions.streams.open(outbox.clone());
+                Way::Here { local: local.clone(), stream }
+            }
+            Route::There(relay) => Way::There { number: relay.open(outbox.clone()), relay: relay.clone() },
+            Route::Nowhere(_) => Way::Nowhere,
+        }
+    }
+
+    async fn send(&self, message: SessionRequest) {
+        match self {
+            Way::Here { local, stream } => local.sessions.take(vec![(*stream, message)]).await,
+            Way::There { relay, number } => relay.send(*number, &message).await,
+            Way::Nowhere => {} // lost; the client resumes when it is told that its way is there again
+        }
+    }
+
+    fn leave(&self) {
+        match self {
+            Way::Here { local, stream } => local.sessions.streams.close(*stream),
+            Way::There { relay, number } => relay.close(*number),
+            Way::Nowhere => {}
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A RaftLock node: a replicated lock table behind gRPC, as a library. The binary `raftlock` is a thin command line
+//! over it.
+//!
+//! # The way of a request
+//!
+//! ```text
+//! client ── edge ─┬─ this node leads ──────────────────┐
+//!                 └─ relay ── peer port of the leader ─┤
+//!                                                      ▼
+//!                  service/{session, lock}   shape and limits only; who waits is registered
+//!                                                      ▼
+//!                  proposer    all that is queued, renewals first, becomes one batch with its dt
+//!                                                      ▼
+//!                  raft (openraft) ── store: one commit ∥ the peers' stores
+//!                                                      ▼
+//!                  raft/machine ── lock-table: apply ── outcomes and events
+//!                                                      ▼
+//!                  streams ── outbox ── edge ── client
+//! ```
+//!
+//! `lock-table` (a crate of its own) decides; everything here carries its decisions around. Nothing else sits on this
+//! path: no task per request, no SQLite in apply, no clock.
+//!
+//! # Where things are
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | [`node`] | one node from start to stop; wires the rest |
+//! | [`config`] | what a node is told, defaults, bounds |
+//! | `founding` | how new nodes become one cluster, and never two |
+//! | `edge`, `relay`, `outbox` | clients' connections, and the way from there to the leader |
+//! | `service/` | the gRPC services: shape checks and conversion |
+//! | `proposer`, [`clock`] | many commands -> few log entries, each with its time |
+//! | `streams` | who waits for what on the leader |
+//! | `raft/` | consensus; the only folder that names openraft |
+//! | [`store`] | log, vote and snapshots in SQLite; the only folder that names rusqlite |
+//! | `peers`, `links` | whose word is taken, and the connections to them |
+//! | [`net`] | the one way to open and accept connections |
+//! | `cli/` | the commands of the binary, one file each |
+//!
+//! Arrows go one way: `node -> everything`; `service -> proposer, streams, raft`; `proposer -> raft, clock`;
+//! `raft -> lock-table, store, streams`; `store` names nothing of ours. `tests/tidy.rs` holds the walls.
+//!
+//! # What must hold
+//!
+//! - Nothing is acknowledged before it is on disk on a quorum: an outcome leaves the table only when its entry was
+//!   committed, and an entry counts for a node only after the node's COMMIT.
+//! - A node serves only while it is in office: it leads, and its own first entry is applied, so nothing that an earlier
+//!   leader acknowledged is missing. Reads take a ReadIndex first.
+//! - Cluster time is the sum of the leaders' `dt`s, each at most what passed and at most two ticks; no wall clock
+//!   decides anything, and what a stall loses is never caught up.
+//! - "Not proposed" is said only of what openraft refused before appending it; anything else without an outcome is
+//!   "unknown".
+//! - Every peer message names cluster, sender with its boot counter, and target; a message that does not fit is refused
+//!   before it counts.
+//! - The first disk error is the last: the node stops serving, and the process ends with 74.
+//!
+//! What is absent: no TLS and no authentication yet, so both ports belong on a private network.
+
+#![warn(missing_docs)]
+
+pub mod clock;
+pub mod config;
+mod edge;
+mod founding;
+mod links;
+pub mod net;
+pub mod node;
+mod outbox;
+mod peers;
+mod proposer;
+mod raft;
+mod relay;
+mod service;
+pub mod store;
+mod streams;
+
+#[doc(hidden)]
+pub use raft::seed_thread_rng;

@@ -1,0 +1,192 @@
+//! openraft's log and vote, kept by the store.
+//!
+//! An append is readable when it returns and reported flushed when its transaction is on disk, in order (R1, R3, R4).
+//! A vote and a truncation are waited for; a purge and the committed index ride other commits, because openraft waits
+//! for those calls inside its loop and a heartbeat would be late.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, Mutex};
+
+use futures_util::{Stream, stream};
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+
+use super::Types;
+use super::codec::{self, Malformed};
+use super::types::{Entry, LogId, Vote};
+use crate::store::{Floor, READ_BYTES_MAX, Store};
+
+/// The log of this node. Clones are readers of the same log.
+#[derive(Clone, Debug)]
+pub struct LogStore {
+    store: Store,
+    /// The vote on disk, so that reading it needs no disk.
+    vote: Arc<Mutex<Option<Vote>>>,
+}
+
+impl LogStore {
+    /// The log that the store holds.
+    pub fn open(store: Store) -> io::Result<LogStore> {
+        let vote = store.vote().map(|bytes| codec::vote_from_bytes(&bytes)).transpose();
+        let vote = vote.map_err(|error| unreadable("the vote", error))?;
+        Ok(LogStore { store, vote: Arc::new(Mutex::new(vote)) })
+    }
+
+    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        let rows = self.store.read_range(start..end, bytes_max).await.map_err(io::Error::other)?;
+        rows.into_iter()
+            .map(|(index, bytes)| {
+                codec::entry_from_bytes(bytes).map_err(|error| unreadable(&format!("log row {index}"), error))
+            })
+            .collect()
+    }
+
+    fn floor(&self) -> io::Result<Option<LogId>> {
+        let floor =
+            self.store.log_state().floor.map(|floor| codec::log_id_from_bytes(&floor.data)).transpose();
+        floor.map_err(|error| unreadable("the purge floor", error))
+    }
+}
+
+impl RaftLogReader<Types> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (mut next, end) = bounds(&range);
+        let mut entries = Vec::new();
+        while next < end {
+            let part = self.read(next, end, READ_BYTES_MAX).await?;
+            let Some(last) = part.last() else { break };
+            next = last.log_id.index + 1;
+            entries.extend(part);
+        }
+        Ok(entries)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let part = self.read(start, end, READ_BYTES_MAX).await?;
+        // openraft takes an empty answer for progress and would spin (its issue 1601).
+        if part.is_empty() && start < end {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry {start}")));
+        }
+        Ok(part)
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        // In parts, because a restart applies the whole log and it need not be in memory at once.
+        let (start, end) = bounds(&range);
+        let part = Part { log: self.clone(), next: start, end, ready: Vec::new().into_iter() };
+        Box::pin(stream::try_unfold(part, Part::take))
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(*self.vote.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+}
+
+struct Part {
+    log: LogStore,
+    next: u64,
+    end: u64,
+    ready: std::vec::IntoIter<Entry>,
+}
+
+impl Part {
+    async fn take(mut self) -> io::Result<Option<(Entry, Part)>> {
+        if self.ready.len() == 0 && self.next < self.end {
+            self.ready = self.log.read(self.next, self.end, READ_BYTES_MAX).await?.into_iter();
+        }
+        let Some(entry) = self.ready.next() else { return Ok(None) };
+        self.next = entry.log_id.index + 1;
+        Ok(Some((entry, self)))
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let purged = self.floor()?;
+        let last = match self.store.log_state().last {
+            None => purged,
+            Some(index) => {
+                self.read(index, index + 1, READ_BYTES_MAX).await?.last().map(|entry| entry.log_id)
+            }
+        };
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        self.store.save_vote(codec::vote_bytes(vote)).await.map_err(io::Error::other)?;
+        *self.vote.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        match committed {
+            Some(id) => self.store.set_committed(codec::log_id_bytes(&id)).map_err(io::Error::other),
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let committed = self.store.committed().map(|bytes| codec::log_id_from_bytes(&bytes)).transpose();
+        committed.map_err(|error| unreadable("the committed index", error))
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let rows =
+            entries.into_iter().map(|entry| (entry.log_id().index, codec::entry_bytes(&entry))).collect();
+        let done =
+            Box::new(move |result: Result<(), _>| flushed.io_completed(result.map_err(io::Error::other)));
+        self.store.append(rows, done).await.map_err(io::Error::other)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let from = last.map_or(0, |id| id.index + 1);
+        self.store.truncate_from(from).await.map_err(io::Error::other)
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let floor = Floor { index: upto.index, data: codec::log_id_bytes(&upto) };
+        self.store.purge(floor).map_err(io::Error::other)
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last + 1,
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+fn unreadable(what: &str, error: Malformed) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "raft.db: {what} cannot be read: {error}. This node's disk cannot be trusted: replace the node"
+        ),
+    )
+}

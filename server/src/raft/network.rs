@@ -1,0 +1,380 @@
+//! The sending end of the peer protocol, as openraft wants it: one [`PeerNetwork`] per target and purpose.
+//!
+//! A dead peer must cost nothing. openraft sleeps its replication back-off *inside the stream of requests*, so a
+//! transport that dials first and fails at once is called again without a pause and burns a core. Here the first
+//! request is pulled before the dial, and a failed dial is `Unreachable`, which weighs enough to start the back-off.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt, stream};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use raftlock_proto::peer;
+use tokio::sync::Notify;
+
+use super::codec::{self, Malformed};
+use super::snapshot::{SnapshotRef, Transfers};
+use super::types::{Snapshot, Vote};
+use super::{Member, Types};
+use crate::links::{ClusterLinks, Lane, PeerCallError};
+use crate::store::Store;
+
+/// Makes the network of each target.
+#[derive(Debug, Clone)]
+pub struct NetworkFactory {
+    pub links: ClusterLinks,
+    pub store: Store,
+    pub transfers: Transfers,
+    /// How long an append may go unanswered before its stream is given up. Longer than openraft's own limit for
+    /// heartbeats: a follower with a slow disk answers late, and sending it the same entries again does not help.
+    pub append_limit: Duration,
+}
+
+impl NetworkFactory {
+    fn network(&self, lane: Lane, target: u64, node: &Member) -> PeerNetwork {
+        PeerNetwork { factory: self.clone(), lane, target, address: node.peer_address.clone() }
+    }
+}
+
+impl RaftNetworkFactory<Types> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: u64, node: &Member) -> PeerNetwork {
+        self.network(Lane::Replication, target, node)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Member) -> PeerNetwork {
+        self.network(Lane::Control, target, node)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Member) -> PeerNetwork {
+        self.network(Lane::Snapshot, target, node)
+    }
+}
+
+/// The way to one peer for one purpose.
+#[derive(Debug)]
+pub struct PeerNetwork {
+    factory: NetworkFactory,
+    lane: Lane,
+    target: u64,
+    address: String,
+}
+
+impl PeerNetwork {
+    fn links(&self) -> &ClusterLinks {
+        &self.factory.links
+    }
+
+    fn envelope(&self) -> Option<peer::Envelope> {
+        self.links().identity().envelope(self.target)
+    }
+
+    fn check(&self, envelope: Option<&peer::Envelope>) -> Result<(), RPCError<Types>> {
+        self.links()
+            .check(&self.address, self.target, envelope)
+            .map_err(|error| self.rpc_error(error, RPCTypes::AppendEntries))
+    }
+
+    /// A lost link weighs enough to begin openraft's back-off at once; a late answer does not.
+    fn rpc_error(&self, error: PeerCallError, action: RPCTypes) -> RPCError<Types> {
+        match error {
+            PeerCallError::Timeout { limit, .. } => RPCError::Timeout(Timeout {
+                action,
+                id: self.links().identity().me,
+                target: self.target,
+                timeout: limit,
+            }),
+            other => RPCError::Unreachable(Unreachable::new(&other)),
+        }
+    }
+
+    async fn ask_for_vote(
+        &self,
+        rpc: VoteRequest<Types>,
+        limit: Duration,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        let request = peer::VoteRequest {
+            envelope: self.envelope(),
+            vote: Some(codec::vote(&rpc.vote)),
+            last_log: rpc.last_log_id.as_ref().map(codec::log_id),
+            leadership_transfer: rpc.leadership_transfer,
+            pre_vote,
+        };
+        let links = &self.links().links;
+        let call = links
+            .call(Lane::Control, &self.address, limit, |mut peer| async move { peer.vote(request).await });
+        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::Vote))?;
+        self.check(reply.envelope.as_ref())?;
+        let vote = codec::vote_back(reply.vote.as_ref()).map_err(malformed)?;
+        let last_log = codec::log_id_maybe(reply.last_log.as_ref()).map_err(malformed)?;
+        Ok(VoteResponse::new(vote, last_log, reply.granted))
+    }
+}
+
+impl RaftNetworkV2<Types> for PeerNetwork {
+    type SnapshotData = SnapshotRef;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<Types>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let (prev, last) =
+            (rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
+        let request = append_request(self.envelope(), rpc);
+        let links = &self.links().links;
+        let call = links.call(self.lane, &self.address, option.hard_ttl(), |mut peer| async move {
+            peer.append_once(request).await
+        });
+        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::AppendEntries))?;
+        self.check(reply.envelope.as_ref())?;
+        Ok(match append_result(reply).map_err(malformed)? {
+            Ok(matched) if matched == last => AppendEntriesResponse::Success,
+            Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
+            Err(StreamAppendError::Conflict(_)) if prev.is_some() => AppendEntriesResponse::Conflict,
+            Err(StreamAppendError::Conflict(_)) => return Err(malformed(Malformed::Missing("conflict"))),
+            Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<Types>, RPCError<Types>>>, RPCError<Types>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            // Before the dial: openraft's back-off is slept in here.
+            let Some(first) = input.next().await else {
+                return Ok(Box::pin(stream::empty()) as BoxStream<'s, _>);
+            };
+            if self.lane == Lane::Control {
+                // A heartbeat is one request; a stream of its own would cost it a round trip more.
+                let (prev, last) =
+                    (first.prev_log_id, first.entries.last().map(|e| e.log_id).or(first.prev_log_id));
+                let reply = self.append_entries(first, option).await?;
+                let result = Ok(reply.into_stream_result(prev, last));
+                return Ok(Box::pin(stream::iter([result])) as BoxStream<'s, _>);
+            }
+
+            let unanswered = Unanswered::default();
+            let envelope = self.envelope();
+            let sent = unanswered.clone();
+            let requests = stream::iter([first]).chain(input).map(move |rpc| {
+                sent.add();
+                append_request(envelope.clone(), rpc)
+            });
+
+            let action = RPCTypes::AppendEntries;
+            let links = self.links().links.clone();
+            let mut peer =
+                links.peer(self.lane, &self.address).await.map_err(|error| self.rpc_error(error, action))?;
+            let limit = self.factory.append_limit;
+            let opened = tokio::time::timeout(limit, peer.append(requests)).await;
+            let replies = match opened {
+                Ok(Ok(replies)) => replies.into_inner(),
+                Ok(Err(status)) => {
+                    return Err(self.rpc_error(links.failed(self.lane, &self.address, status), action));
+                }
+                Err(_) => {
+                    links.forget(self.lane, &self.address);
+                    let error = PeerCallError::Timeout { address: self.address.clone(), limit };
+                    return Err(self.rpc_error(error, action));
+                }
+            };
+            let replies = Replies { network: self, replies, unanswered, limit, over: false };
+            Ok(Box::pin(stream::unfold(replies, Replies::next)) as BoxStream<'s, _>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_for_vote(rpc, option.hard_ttl(), false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
+        self.ask_for_vote(rpc, option.hard_ttl(), true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let _under_way = self.factory.transfers.begin();
+        let transfer = super::snapshot::send(
+            self.factory.links.clone(),
+            self.factory.store.clone(),
+            self.target,
+            self.address.clone(),
+            vote,
+            snapshot,
+        );
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = transfer => match sent {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(error) => Err(self.rpc_error(error, RPCTypes::InstallSnapshot).into()),
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
+        let request = peer::TransferRequest {
+            envelope: self.envelope(),
+            from_leader: Some(codec::vote(req.from_leader())),
+            to: *req.to_node_id(),
+            last_log: req.last_log_id().map(codec::log_id),
+        };
+        let links = &self.links().links;
+        let call = links.call(Lane::Control, &self.address, option.hard_ttl(), |mut peer| async move {
+            peer.transfer_leader(request).await
+        });
+        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::TransferLeader))?;
+        self.check(reply.envelope.as_ref())?;
+        match reply.result {
+            Some(peer::transfer_reply::Result::Accepted(_)) => Ok(Ok(())),
+            Some(peer::transfer_reply::Result::VoteChanged(actual)) => {
+                Ok(Err(TransferLeaderError::VoteChanged {
+                    expected: *req.from_leader(),
+                    actual: codec::vote_back(Some(&actual)).map_err(malformed)?,
+                }))
+            }
+            Some(peer::transfer_reply::Result::NotFlushed(at)) => {
+                Ok(Err(TransferLeaderError::LogNotFlushed {
+                    expected: req.last_log_id().copied(),
+                    actual: codec::log_id_maybe(at.actual.as_ref()).map_err(malformed)?,
+                }))
+            }
+            None => Err(malformed(Malformed::Missing("result"))),
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        None // the config's: 50 ms, doubling to 1 s
+    }
+}
+
+/// How many requests of a stream have no reply yet, and a wake for the first.
+#[derive(Debug, Clone, Default)]
+struct Unanswered(Arc<(AtomicUsize, Notify)>);
+
+impl Unanswered {
+    fn add(&self) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+        self.0.1.notify_one();
+    }
+
+    fn answered(&self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    async fn any(&self) {
+        while self.0.0.load(Ordering::Relaxed) == 0 {
+            self.0.1.notified().await;
+        }
+    }
+}
+
+/// The replies of one append stream. A reply that does not come within the limit ends it: a stream can be wedged
+/// while its connection still answers pings.
+struct Replies<'s> {
+    network: &'s PeerNetwork,
+    replies: tonic::Streaming<peer::AppendReply>,
+    unanswered: Unanswered,
+    limit: Duration,
+    over: bool,
+}
+
+impl<'s> Replies<'s> {
+    async fn next(mut self) -> Option<(Result<StreamAppendResult<Types>, RPCError<Types>>, Self)> {
+        if self.over {
+            return None;
+        }
+        let reply = tokio::select! {
+            biased;
+            reply = self.replies.message() => Ok(reply),
+            () = late(&self.unanswered, self.limit) => Err(()),
+        };
+        let (network, action) = (self.network, RPCTypes::AppendEntries);
+        let links = &network.links().links;
+        let result = match reply {
+            Ok(Ok(Some(reply))) => {
+                self.unanswered.answered();
+                network.check(reply.envelope.as_ref()).and_then(|()| append_result(reply).map_err(malformed))
+            }
+            Ok(Ok(None)) => return None,
+            Ok(Err(status)) => {
+                Err(network.rpc_error(links.failed(network.lane, &network.address, status), action))
+            }
+            Err(()) => {
+                links.forget(network.lane, &network.address);
+                let error = PeerCallError::Timeout { address: network.address.clone(), limit: self.limit };
+                Err(network.rpc_error(error, action))
+            }
+        };
+        self.over = result.is_err();
+        Some((result, self))
+    }
+}
+
+/// Resolves when a request has been waiting for its reply for `limit`.
+async fn late(unanswered: &Unanswered, limit: Duration) {
+    unanswered.any().await;
+    tokio::time::sleep(limit).await;
+}
+
+fn append_request(envelope: Option<peer::Envelope>, rpc: AppendEntriesRequest<Types>) -> peer::AppendRequest {
+    peer::AppendRequest {
+        envelope,
+        vote: Some(codec::vote(&rpc.vote)),
+        prev: rpc.prev_log_id.as_ref().map(codec::log_id),
+        entries: rpc.entries.iter().map(codec::entry).collect(),
+        commit: rpc.leader_commit.as_ref().map(codec::log_id),
+    }
+}
+
+fn append_result(reply: peer::AppendReply) -> Result<StreamAppendResult<Types>, Malformed> {
+    Ok(match reply.result.ok_or(Malformed::Missing("result"))? {
+        peer::append_reply::Result::Matched(matched) => Ok(codec::log_id_maybe(matched.id.as_ref())?),
+        peer::append_reply::Result::Conflict(at) => {
+            Err(StreamAppendError::Conflict(codec::log_id_back(&at)?))
+        }
+        peer::append_reply::Result::HigherVote(vote) => {
+            Err(StreamAppendError::HigherVote(codec::vote_back(Some(&vote))?))
+        }
+    })
+}
+
+fn malformed(error: Malformed) -> RPCError<Types> {
+    RPCError::Unreachable(Unreachable::new(&error))
+}

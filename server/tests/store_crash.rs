@@ -1,0 +1,301 @@
+//! Power cuts and failing disks: whatever was told is there, nothing that was not asked for is, and a store whose disk
+//! failed writes nothing more.
+//!
+//! `RAFTLOCK_STORE_TRACES` sets how many random histories are walked (3 by default).
+
+mod support_vfs;
+
+use raftlock_server::store::simdisk::{Disk, Event, Fault, Media};
+use raftlock_server::store::{Store, StoreError, StoreOptions, Writer};
+use std::ops::RangeInclusive;
+use support_vfs::run::{Progress, run};
+use support_vfs::script::{Content, Dice, Script};
+use support_vfs::*;
+
+const KEEP: [u32; 5] = [0, 10, 50, 90, 100];
+
+fn traces() -> u64 {
+    std::env::var("RAFTLOCK_STORE_TRACES").map_or(3, |n| n.parse().expect("a number of traces"))
+}
+
+/// Opens what a crash left and compares it with the versions that may be there.
+fn check(rig: &Rig, script: &Script, possible: RangeInclusive<usize>, works_on: bool, story: &str) {
+    let store = rig.open().unwrap_or_else(|e| panic!("{story}: does not open: {e}"));
+    let found = Content::of(&store, &script.snapshot_ids);
+    if !script.versions[possible.clone()].contains(&found) {
+        let near = script.versions.iter().position(|v| *v == found);
+        panic!(
+            "{story}: found {found:#?}\nwhich is version {near:?}, not one of {possible:?}: {:#?}",
+            script.versions[*possible.end()]
+        );
+    }
+    if !works_on {
+        return;
+    }
+    // What it does now survives too.
+    let next = store.log_state().last.or(found.floor.map(|f| f.index)).map_or(0, |i| i + 1);
+    append(&store, rows(next..next + 1, 30));
+    store.abandon();
+    let store = rig.open().unwrap_or_else(|e| panic!("{story}: does not open again: {e}"));
+    assert_eq!(store.log_state().last, Some(next), "{story}");
+}
+
+/// Walks over every event of a history, with a power cut after each.
+fn walk(seed: u64) -> u64 {
+    let mut rig = Rig::new();
+    let script = Script::random(seed, 30);
+    rig.disk.lock().unwrap().record();
+    let progress = Progress::new(rig.disk.clone());
+    let (store, ended) = run(&script, &progress, || rig.open());
+    ended.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    store.expect("it ran to its end").abandon();
+    let trace = rig.disk.lock().unwrap().take_trace();
+
+    let (mut media, mut asked, mut told, mut images) = (Media::default(), 0, 0, 0);
+    for (at, event) in trace.into_iter().enumerate() {
+        match event {
+            Event::Mark(note) if note % 2 == 0 => asked = asked.max(note / 2),
+            Event::Mark(note) => told = told.max(note / 2),
+            change => media.push(change),
+        }
+        let keeps = if media.is_at_rest() { &KEEP[..1] } else { &KEEP[..] };
+        for keep in keeps {
+            rig.boot(media.crash(seed ^ at as u64, *keep));
+            let story = format!("seed {seed}, event {at}, {keep} % kept");
+            check(&rig, &script, told as usize..=asked as usize, images % 8 == 0, &story);
+            images += 1;
+        }
+    }
+    images
+}
+
+#[test]
+fn what_was_told_survives_a_power_cut_at_any_moment() {
+    let images: u64 = (0..traces()).map(walk).sum();
+    println!("{images} crash images");
+    assert!(images > traces() * 500, "only {images} images: the walk has become vacuous");
+}
+
+/// Random histories are too small to pass the WAL's size bound, so this one does nothing else.
+#[test]
+fn a_power_cut_during_a_checkpoint_and_the_overwriting_of_the_wal_loses_nothing() {
+    let mut rig = Rig::new();
+    let store = rig.open().unwrap();
+    let row = |i: u64| vec![(i, bytes::Bytes::from(vec![i as u8; 1 << 20]))];
+    (0..7).for_each(|i| append(&store, row(i)));
+    // All is at rest after a commit, so this is the disk as it is.
+    let mut media = rig.disk.lock().unwrap().crash(0, 0);
+    rig.disk.lock().unwrap().record();
+    for i in 7..10 {
+        append(&store, row(i));
+        rig.disk.lock().unwrap().mark(i + 1);
+    }
+    assert_eq!(store.stats().log.checkpoints, 1, "the eighth passed the bound");
+    let trace = rig.disk.lock().unwrap().take_trace();
+    store.abandon();
+
+    let (mut told, mut images) = (7, 0);
+    let every = trace.len() / 60;
+    for (at, event) in trace.into_iter().enumerate() {
+        let marked = matches!(event, Event::Mark(_) | Event::Sync(_));
+        match event {
+            Event::Mark(note) => told = note,
+            change => media.push(change),
+        }
+        if marked || at % every == 0 {
+            rig.boot(media.crash(at as u64, [0, 50, 100][at % 3]));
+            let store = rig.open().unwrap_or_else(|e| panic!("event {at}: {e}"));
+            let len = store.log_state().last.unwrap() + 1;
+            assert!(len == told || len == told + 1, "event {at}: {len} rows, {told} told");
+            images += 1;
+        }
+    }
+    assert!(images > 50);
+}
+
+#[test]
+fn a_failed_checkpoint_ends_the_store_after_the_answers() {
+    let row = |i: u64| vec![(i, bytes::Bytes::from(vec![i as u8; 1 << 20]))];
+    let calls = |rig: &Rig, store: &Store| {
+        (0..7).for_each(|i| append(store, row(i)));
+        let before = rig.ops();
+        append(store, row(7));
+        (before, rig.ops())
+    };
+    let (_, last) = {
+        let rig = Rig::new();
+        calls(&rig, &rig.open().unwrap())
+    };
+    let mut rig = Rig::new();
+    let store = rig.open().unwrap();
+    rig.disk.lock().unwrap().fail_at(last, Fault::Eio);
+    calls(&rig, &store);
+    assert_eq!(store.stats().log.checkpoints, 1);
+    assert!(store.poisoned().borrow().is_some(), "the answer was given, the store is at its end");
+    rig.power_cut(1, 0);
+    assert_eq!(rig.open().unwrap().log_state().last, Some(7));
+}
+
+/// A store that failed answers everything with its first cause and touches the disk no more.
+fn check_poisoned(rig: &Rig, store: Store, error: &StoreError, story: &str) {
+    let poisoned = store.poisoned();
+    let cause = poisoned.borrow().clone().unwrap_or_else(|| panic!("{story}: {error} did not poison"));
+    assert!(
+        matches!(cause, StoreError::Io { .. } | StoreError::DiskFull { .. }),
+        "{story}: the cause is {cause:?}"
+    );
+    let ops = rig.ops();
+    let is_poisoned = |answer: Result<(), StoreError>| {
+        assert!(matches!(answer, Err(StoreError::Poisoned(_))), "{story}: {answer:?}");
+    };
+    is_poisoned(now(store.save_vote(bytes("late"))));
+    is_poisoned(now(store.truncate_from(0)));
+    is_poisoned(now(store.append(rows(0..1, 1), Box::new(|_| panic!("never called")))));
+    is_poisoned(now(store.append_chunk("s", 0, bytes("late"))));
+    is_poisoned(store.set_committed(bytes("late")));
+    is_poisoned(now(store.close()));
+    drop(store);
+    assert_eq!(rig.ops(), ops, "{story}: a failed store wrote");
+}
+
+/// Runs a history with a fault at each of its calls in turn.
+fn fault_at_every_call(seed: u64, fault: Fault) -> u64 {
+    let script = Script::random(seed, 12);
+    let mut dice = Dice(seed);
+    for call in 1.. {
+        let mut rig = Rig::new();
+        rig.disk.lock().unwrap().fail_at(call, fault);
+        let progress = Progress::new(rig.disk.clone());
+        let (store, ended) = run(&script, &progress, || rig.open());
+        let story = format!("seed {seed}, {fault:?} at call {call}");
+        let calls = rig.ops();
+        match (store, &ended) {
+            (Some(store), Err(e)) => check_poisoned(&rig, store, e, &story),
+            (Some(store), Ok(())) => store.abandon(),
+            (None, _) => {}
+        }
+        let keep = [0, 50, 100][dice.below(3) as usize];
+        rig.power_cut(call, keep);
+        check(&rig, &script, progress.possible(), true, &format!("{story}, {keep} % kept"));
+        if ended.is_ok() && calls < call {
+            return call;
+        }
+    }
+    unreachable!("a history ends")
+}
+
+#[test]
+fn an_io_error_at_any_call_ends_the_store_and_loses_nothing() {
+    let runs: u64 = (100..100 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::Eio)).sum();
+    println!("{runs} runs");
+}
+
+#[test]
+fn a_full_disk_at_any_call_ends_the_store_and_loses_nothing() {
+    let runs: u64 =
+        (200..200 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::Enospc)).sum();
+    println!("{runs} runs");
+}
+
+#[test]
+fn a_power_cut_at_any_call_loses_nothing() {
+    let runs: u64 =
+        (300..300 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::PowerCut)).sum();
+    println!("{runs} runs");
+}
+
+#[test]
+fn a_failed_sync_is_not_tried_again() {
+    let rig = Rig::new();
+    let store = rig.open().unwrap();
+    append(&store, rows(0..1, 10));
+    let before = rig.ops();
+    append(&store, rows(1..2, 10));
+    // The last call of a commit is the sync of the WAL.
+    let sync = rig.ops() + (rig.ops() - before);
+    rig.disk.lock().unwrap().fail_at(sync, Fault::Eio);
+    let said = Said::default();
+    now(store.append(rows(2..3, 10), said.tell("a"))).unwrap();
+    assert_eq!(said.so_far(), [("a", false)]);
+    assert_eq!(rig.ops(), sync, "nothing came after the failed sync");
+    assert!(matches!(*store.poisoned().borrow(), Some(StoreError::Io { .. })));
+    // The WAL holds the frames, and its sync would now say that all is well.
+    drop(store);
+    assert_eq!(rig.ops(), sync);
+}
+
+#[test]
+fn a_read_error_ends_the_store_too() {
+    let rig = Rig::new();
+    let options = StoreOptions { cache_bytes: 0, ..rig.options() };
+    let store = Store::open(options.clone()).unwrap();
+    for i in 0..600 {
+        append(&store, rows(i..i + 1, 8000));
+    }
+    now(store.close()).unwrap();
+    let store = Store::open(options).unwrap();
+    let reads = rig.disk.lock().unwrap().reads();
+    rig.disk.lock().unwrap().fail_read_at(reads + 1);
+    let answer = now(store.read_range(0..600, usize::MAX));
+    assert!(matches!(answer, Err(StoreError::Poisoned(_))), "{answer:?}");
+    assert!(store.poisoned().borrow().is_some());
+}
+
+#[tokio::test]
+async fn a_node_that_waits_for_it_hears_of_a_failure_in_a_thread() {
+    let rig = Rig::new();
+    let options = StoreOptions { writer: Writer::Thread, ..rig.options() };
+    let store = Store::open(options).unwrap();
+    let mut poisoned = store.poisoned();
+    let ops = rig.ops();
+    rig.disk.lock().unwrap().fail_at(ops + 1, Fault::Eio);
+    let said = Said::default();
+    store.append(rows(0..1, 10), said.tell("a")).await.unwrap();
+    poisoned.changed().await.unwrap();
+    assert!(matches!(store.save_vote(bytes("late")).await, Err(StoreError::Poisoned(_))));
+    assert!(matches!(store.close().await, Err(StoreError::Poisoned(_))));
+    store.abandon();
+    assert_eq!(said.so_far(), [("a", false)]);
+    assert_eq!(rig.ops(), ops + 1);
+}
+
+#[test]
+fn one_disk_one_fate_a_failed_snapshot_stops_the_log() {
+    let rig = Rig::new();
+    let store = rig.open().unwrap();
+    now(store.begin_snapshot("s", bytes("meta"))).unwrap();
+    let ops = rig.ops();
+    rig.disk.lock().unwrap().fail_at(ops + 1, Fault::Enospc);
+    assert!(now(store.append_chunk("s", 0, bytes("x"))).is_err());
+    assert!(matches!(*store.poisoned().borrow(), Some(StoreError::DiskFull { file: "snapshots.db", .. })));
+    assert!(matches!(now(store.save_vote(bytes("v"))), Err(StoreError::Poisoned(_))));
+}
+
+#[test]
+fn a_store_that_is_left_or_dropped_writes_nothing() {
+    for leave in [Store::abandon, |store: &Store| drop(store.clone())] {
+        let mut rig = Rig::new();
+        let store = rig.open().unwrap();
+        append(&store, rows(0..3, 10));
+        let ops = rig.ops();
+        leave(&store);
+        drop(store);
+        assert_eq!(rig.ops(), ops, "a connection that is dropped would checkpoint and delete the WAL");
+        rig.power_cut(1, 0);
+        assert_eq!(whole_log(&rig.open().unwrap()), rows(0..3, 10));
+    }
+}
+
+#[test]
+fn the_simulated_disk_forgets_what_was_not_synced() {
+    let mut rig = Rig::new();
+    let store = rig.open().unwrap();
+    append(&store, rows(0..1, 10));
+    // A disk that never held anything back would make every test here vacuous.
+    let ops = rig.ops();
+    rig.disk.lock().unwrap().fail_at(ops + 2, Fault::PowerCut);
+    now(store.append(rows(1..2, 5000), Box::new(|reply| assert!(reply.is_err())))).unwrap();
+    rig.power_cut(1, 0);
+    assert_eq!(whole_log(&rig.open().unwrap()), rows(0..1, 10));
+    assert!(Disk::new().file("raft.db").is_none());
+}

@@ -1,0 +1,185 @@
+//! `raftlock serve` as real processes: started, killed with -9, frozen, continued, stopped in order.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use raftlock_proto::v1::admin_client::AdminClient;
+use raftlock_proto::v1::{StatusRequest, StatusResponse};
+use raftlock_tests::cluster::eventually;
+use raftlock_tests::wires::FreePorts;
+
+/// A cluster of processes. What is still running when it is dropped is killed, by id.
+pub struct Processes {
+    pub nodes: Vec<NodeProcess>,
+    dir: tempfile::TempDir,
+}
+
+pub struct NodeProcess {
+    pub name: String,
+    pub listen: String,
+    pub peer: String,
+    pub data: PathBuf,
+    args: Vec<String>,
+    child: Option<Child>,
+    starts: usize,
+}
+
+impl Processes {
+    /// Starts `count` nodes that found one cluster, with more flags if wanted, and waits until all serve.
+    pub async fn start(count: usize, flags: &[&str]) -> Processes {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let ports = FreePorts::take(count * 2);
+        let peers = ports.addresses[..count].to_vec();
+        let nodes = (0..count).map(|at| {
+            let name = format!("n{}", at + 1);
+            let (listen, peer) = (ports.addresses[count + at].clone(), peers[at].clone());
+            let data = dir.path().join(&name);
+            let mut args: Vec<String> = vec!["serve".into()];
+            let pairs = [
+                ("--node-name", name.clone()),
+                ("--listen", listen.clone()),
+                ("--peer-listen", peer.clone()),
+                ("--data-dir", data.display().to_string()),
+                ("--seeds", peers.join(",")),
+                ("--bootstrap-expect", count.to_string()),
+                ("--ballast", "0".to_owned()),
+            ];
+            args.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+            args.push("--allow-volatile-data".into());
+            args.extend(flags.iter().map(|flag| (*flag).to_owned()));
+            NodeProcess { name, listen, peer, data, args, child: None, starts: 0 }
+        });
+        let nodes = nodes.collect();
+        drop(ports);
+        let mut processes = Processes { nodes, dir };
+        for at in 0..count {
+            processes.spawn(at);
+        }
+        processes.ready().await;
+        processes
+    }
+
+    /// Starts a node that is down.
+    pub fn spawn(&mut self, at: usize) {
+        let dir = self.dir.path().to_owned();
+        let node = &mut self.nodes[at];
+        assert!(node.child.is_none(), "{} is up", node.name);
+        node.starts += 1;
+        let log = File::create(dir.join(format!("{}.{}.log", node.name, node.starts))).expect("a log file");
+        let child = Command::new(env!("CARGO_BIN_EXE_raftlock"))
+            .args(&node.args)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn()
+            .expect("raftlock starts");
+        node.child = Some(child);
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self, at: usize) {
+        let mut child = self.nodes[at].child.take().expect("it is up");
+        child.kill().expect("ours");
+        child.wait().expect("ours");
+    }
+
+    /// Sends a signal by number.
+    pub fn signal(&self, at: usize, signal: i32) {
+        signal_process(self.pid(at), signal);
+    }
+
+    /// SIGTERM, and its exit code.
+    pub async fn terminate(&mut self, at: usize) -> Option<i32> {
+        self.signal(at, libc::SIGTERM);
+        let mut child = self.nodes[at].child.take().expect("it is up");
+        eventually("the node ends", async || child.try_wait().expect("ours")).await.code()
+    }
+
+    pub fn pid(&self, at: usize) -> u32 {
+        self.nodes[at].child.as_ref().expect("it is up").id()
+    }
+
+    /// Waits until every node that is up serves.
+    pub async fn ready(&self) {
+        for (at, _) in self.nodes.iter().enumerate().filter(|(_, node)| node.child.is_some()) {
+            let ready =
+                eventually("the node serves", async || self.status(at).await.filter(|status| status.ready));
+            ready.await;
+        }
+    }
+
+    /// A node's own view, if it answers.
+    pub async fn status(&self, at: usize) -> Option<StatusResponse> {
+        let asked = async {
+            let mut admin = AdminClient::connect(format!("http://{}", self.nodes[at].listen)).await.ok()?;
+            Some(admin.status(StatusRequest {}).await.ok()?.into_inner())
+        };
+        tokio::time::timeout(Duration::from_secs(1), asked).await.ok()?
+    }
+
+    /// Which node leads and says so itself.
+    pub async fn leader(&self) -> usize {
+        eventually("somebody leads", async || {
+            for at in 0..self.nodes.len() {
+                if self.nodes[at].child.is_none() {
+                    continue;
+                }
+                let Some(status) = self.status(at).await else { continue };
+                if status.ready && status.node.is_some_and(|node| node.role == "leader") {
+                    return Some(at);
+                }
+            }
+            None
+        })
+        .await
+    }
+
+    pub fn endpoints(&self) -> String {
+        let endpoints: Vec<String> =
+            self.nodes.iter().map(|node| format!("http://{}", node.listen)).collect();
+        endpoints.join(",")
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What a node has logged since its last start.
+    pub fn log(&self, at: usize) -> String {
+        let node = &self.nodes[at];
+        let path = self.dir.path().join(format!("{}.{}.log", node.name, node.starts));
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for at in 0..self.nodes.len() {
+            if std::thread::panicking() {
+                eprintln!("--- log of {}\n{}", self.nodes[at].name, self.log(at));
+            }
+            if let Some(mut child) = self.nodes[at].child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+    }
+}
+
+/// Sends a signal to a process that the test started.
+pub fn signal_process(pid: u32, signal: i32) {
+    // SAFETY: kill takes two integers and touches no memory of ours; the pid is that of a child not yet waited for.
+    let sent = unsafe { libc::kill(pid as libc::pid_t, signal) };
+    assert_eq!(sent, 0, "signal {signal} to process {pid}");
+}
+
+/// Processor time that a process has used, in seconds.
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number")).sum();
+    ticks as f64 / 100.0
+}

@@ -1,0 +1,13 @@
+//! What the tests of the whole product share.
+//!
+//! - [`cluster`]: nodes in one process, on real ports; kill, restart, cut and heal.
+//! - [`wires`]: the links between them.
+//! - [`world`]: all of it in one thread, on simulated time, network and disks.
+//! - [`history`]: who believed to hold what, when, and under which token; and the checks that no run may fail.
+//!
+//! The checks look at what clients saw, never at what a server says of itself, except for the final state.
+
+pub mod cluster;
+pub mod history;
+pub mod wires;
+pub mod world;
