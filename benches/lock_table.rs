@@ -1,0 +1,133 @@
+//! The state machine alone: what one core applies, without disk and network. The leader and every follower do all of
+//! it, so it bounds what a cluster can do.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use lock_table::*;
+
+/// How much one step may do, as on a node.
+const STEP_BUDGET: usize = 2_048;
+
+/// How many records one step of a snapshot may take, as on a node.
+const SNAPSHOT_STEP_RECORDS: usize = 4_096;
+
+const TTL: Ttl = Ttl::new(3_600_000);
+
+fn lock_table(c: &mut Criterion) {
+    let mut group = c.benchmark_group("lock_table");
+    group.sample_size(20).warm_up_time(Duration::from_millis(500));
+    group.measurement_time(Duration::from_secs(2));
+
+    // A batch of acquires, then a batch of the releases of what it granted.
+    for commands in [1, 64, 1024] {
+        let (mut table, sessions) = table_with_sessions(1);
+        let mut next = Next { ticket: 1, token: 1 };
+        group.throughput(Throughput::Elements(2 * commands));
+        group.bench_function(BenchmarkId::new("apply", commands), |bencher| {
+            let batches = || acquires_and_releases(sessions[0], &mut next, commands);
+            bencher.iter_batched(
+                batches,
+                |[acquires, releases]| {
+                    apply(&mut table, acquires);
+                    apply(&mut table, releases);
+                },
+                BatchSize::LargeInput,
+            );
+        });
+        assert_eq!(table.counts().locks, 0, "every lock that was granted was released");
+    }
+
+    let (mut table, sessions) = table_with_sessions(10_000);
+    group.throughput(Throughput::Elements(10_000));
+    group.bench_function("renewals/10000", |bencher| {
+        let mut number = 1;
+        let renewals = || {
+            number += 1;
+            renewals(&sessions, RenewalNumber::new(number))
+        };
+        bencher.iter_batched(renewals, |batch| apply(&mut table, batch), BatchSize::LargeInput);
+    });
+
+    let (mut table, sessions) = table_with_sessions(100);
+    for session in sessions {
+        let mut next = Next { ticket: 1, token: 1 };
+        let [acquires, _] = acquires_and_releases(session, &mut next, 1_000);
+        apply(&mut table, acquires);
+    }
+    assert_eq!(table.counts().locks, 100_000);
+    group.throughput(Throughput::Elements(100_000));
+    group.bench_function("snapshot/100000", |bencher| {
+        bencher.iter(|| {
+            table.snapshot_begin().expect("no batch is in progress");
+            while let Some(chunk) = table.snapshot_step(SNAPSHOT_STEP_RECORDS) {
+                black_box(chunk);
+            }
+        });
+    });
+    group.finish();
+}
+
+fn apply(table: &mut LockTable, batch: Batch) -> Vec<Output> {
+    let mut out = Vec::new();
+    table.begin(batch).expect("no batch is in progress");
+    while !table.step(STEP_BUDGET, &mut out) {}
+    out
+}
+
+fn table_with_sessions(count: u64) -> (LockTable, Vec<SessionId>) {
+    let mut table = LockTable::new();
+    let settings = Settings { limits: Limits::standard(), voters: 3 };
+    let configure = Command::Configure { settings, token_start: Token::new(0) };
+    let open = |number: u64| Command::Open {
+        secret: Secret::new(u128::from(number).to_be_bytes()),
+        owner: Owner::new("bench").expect("a short owner"),
+        ttl: TTL,
+        number: RenewalNumber::new(1),
+    };
+    let commands = std::iter::once(configure).chain((1..=count).map(open)).collect();
+    apply(&mut table, Batch { commands, ..Batch::new(0) });
+    assert_eq!(table.counts().sessions, count);
+    (table, (1..=count).map(SessionId::new).collect())
+}
+
+/// The numbers that the next acquire uses, and gets.
+struct Next {
+    ticket: u64,
+    token: u64,
+}
+
+/// A batch that acquires `count` locks, and one that releases them. The table counts tokens up, so they are known.
+fn acquires_and_releases(session: SessionId, next: &mut Next, count: u64) -> [Batch; 2] {
+    let acked = Ticket::new(next.ticket);
+    let numbers = (0..count).map(|number| (number, next.ticket + number, next.token + number));
+    let acquire = |(number, ticket, _)| Command::Acquire {
+        session,
+        ticket: Ticket::new(ticket),
+        names: vec![Name::new(&format!("bench:{session}:{number}")).expect("a short name")],
+        mode: Mode::Exclusive,
+        wait: Wait::None,
+        metadata: Metadata::default(),
+        acked,
+    };
+    let release = |(_, ticket, token)| Command::Release {
+        session,
+        ticket: Ticket::new(ticket),
+        token: Token::new(token),
+        acked,
+    };
+    let batch = |commands| Batch { commands, ..Batch::new(0) };
+    let batches = [batch(numbers.clone().map(acquire).collect()), batch(numbers.map(release).collect())];
+    next.ticket += count;
+    next.token += count;
+    batches
+}
+
+fn renewals(sessions: &[SessionId], number: RenewalNumber) -> Batch {
+    let renewal = |session: &SessionId| Renewal { session: *session, number, ttl: None };
+    Batch { renewals: sessions.iter().map(renewal).collect(), ..Batch::new(1) }
+}
+
+criterion_group!(benches, lock_table);
+criterion_main!(benches);

@@ -1,0 +1,10 @@
+//! What the examples stand on, beside the SDK: a private cluster, worker processes, and a database that checks tokens.
+//!
+//! None of it is needed to use RaftLock. What an application copies is in the examples themselves; of what is here,
+//! [`fenced`] shows what a resource does with a token.
+
+#![warn(missing_docs)]
+
+pub mod cluster;
+pub mod crew;
+pub mod fenced;
