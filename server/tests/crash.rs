@@ -14,6 +14,9 @@ use support::{Processes, cpu_seconds};
 
 const TTL: Duration = Duration::from_secs(10);
 
+/// These tests measure time, and each of them runs three servers: one at a time, or they measure each other.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 async fn client(processes: &Processes, owner: &str) -> Client {
     Client::builder().endpoints(processes.endpoints()).owner(owner).connect().await.expect("a server answers")
 }
@@ -32,6 +35,7 @@ async fn held(client: &Client) -> BTreeSet<(String, u64)> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness stamps what it sees")]
 async fn the_leader_is_killed_under_a_held_guard_and_twenty_waiters() {
+    let _alone = ALONE.lock().await;
     let mut processes = Processes::start(3, &[]).await;
     let holder = client(&processes, "holder").await;
     let history = History::new();
@@ -111,6 +115,7 @@ async fn the_leader_is_killed_under_a_held_guard_and_twenty_waiters() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_nodes_are_killed_under_load_and_nothing_acknowledged_is_lost() {
+    let _alone = ALONE.lock().await;
     let mut processes = Processes::start(3, &[]).await;
     let history = History::new();
     let tried = Arc::new(AtomicU64::new(0));
@@ -178,6 +183,7 @@ async fn all_nodes_are_killed_under_load_and_nothing_acknowledged_is_lost() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness stamps what it sees")]
 async fn all_servers_stop_and_the_holder_knows_before_its_lease_can_be_over() {
+    let _alone = ALONE.lock().await;
     let processes = Processes::start(3, &[]).await;
     let holder = client(&processes, "holder").await;
     let ttl = Duration::from_secs(3);
@@ -198,6 +204,7 @@ async fn all_servers_stop_and_the_holder_knows_before_its_lease_can_be_over() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness stamps what it sees")]
 async fn the_leader_is_told_to_stop_under_load_and_no_call_fails() {
+    let _alone = ALONE.lock().await;
     let mut processes = Processes::start(3, &[]).await;
     let history = History::new();
     let mut clients = Vec::new();
@@ -249,6 +256,7 @@ async fn the_leader_is_told_to_stop_under_load_and_no_call_fails() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_peer_costs_the_leader_next_to_nothing() {
+    let _alone = ALONE.lock().await;
     let mut processes = Processes::start(3, &[]).await;
     let leader = processes.leader().await;
     processes.kill((leader + 1) % 3);
