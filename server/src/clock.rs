@@ -70,11 +70,13 @@ impl LeaderClock {
 
     /// The `dt` in milliseconds of the batch that was closed just now. Called once a batch, after it was closed: a
     /// renewal that was there before the clock was read is in the batch.
-    pub fn close_batch(&mut self) -> u64 {
+    ///
+    /// `ticking`: whether a tick was due since the batch before, so that a long gap is a stall and not idleness.
+    pub fn close_batch(&mut self, ticking: bool) -> u64 {
         let now = self.clock.monotonic();
         let Some(before) = self.closed.replace(now) else { return 0 };
         let passed = now.saturating_sub(before);
-        self.stalls += u64::from(passed > STALL);
+        self.stalls += u64::from(ticking && passed > STALL);
         let dt = (passed + self.rest).min(DT_MAX);
         let ms = dt.as_millis() as u64;
         self.rest = dt - Duration::from_millis(ms);
@@ -117,20 +119,20 @@ mod tests {
         let clock = Arc::new(FakeClock::default());
         clock.advance(5_000_000);
         let mut leader = LeaderClock::new(clock.clone());
-        assert_eq!(leader.close_batch(), 0);
+        assert_eq!(leader.close_batch(true), 0);
         clock.advance(7_000);
-        assert_eq!(leader.close_batch(), 7);
+        assert_eq!(leader.close_batch(true), 7);
     }
 
     #[test]
     fn what_rounding_leaves_over_is_carried() {
         let clock = Arc::new(FakeClock::default());
         let mut leader = LeaderClock::new(clock.clone());
-        leader.close_batch();
+        leader.close_batch(true);
         let mut sum = 0;
         for _ in 0..1_000 {
             clock.advance(1_700);
-            sum += leader.close_batch();
+            sum += leader.close_batch(true);
         }
         assert_eq!(sum, 1_700);
     }
@@ -139,13 +141,16 @@ mod tests {
     fn a_stall_is_lost_and_not_caught_up() {
         let clock = Arc::new(FakeClock::default());
         let mut leader = LeaderClock::new(clock.clone());
-        leader.close_batch();
+        leader.close_batch(true);
         clock.advance(5_000_000);
-        assert_eq!(leader.close_batch(), DT_MAX.as_millis() as u64);
+        assert_eq!(leader.close_batch(true), DT_MAX.as_millis() as u64);
         for _ in 0..100 {
             clock.advance(1_000);
-            assert_eq!(leader.close_batch(), 1, "a quick batch after a stall adds what passed, no more");
+            assert_eq!(leader.close_batch(true), 1, "a quick batch after a stall adds what passed, no more");
         }
         assert_eq!(leader.stalls(), 1);
+        clock.advance(5_000_000);
+        assert_eq!(leader.close_batch(false), DT_MAX.as_millis() as u64);
+        assert_eq!(leader.stalls(), 1, "nobody needed time to move: that was no stall");
     }
 }

@@ -178,6 +178,7 @@ impl Proposer {
                 streams: &streams,
                 office,
                 clock: LeaderClock::new(clock.clone()),
+                ticking: false,
                 stalls_before: self.stalls(),
             };
             term.serve(&clock, &first, &stop).await;
@@ -295,6 +296,8 @@ struct Term<'a> {
     streams: &'a Streams,
     office: Office,
     clock: LeaderClock,
+    /// Whether any session lived when the last batch was closed, so that ticks were due since.
+    ticking: bool,
     stalls_before: u64,
 }
 
@@ -377,7 +380,7 @@ impl Term<'_> {
                 linger = None;
                 tick.reset();
                 next_stamp = next_stamp.wrapping_add(1);
-                let batch = self.close_batch(next_stamp);
+                let batch = self.close_batch(next_stamp, time_matters);
                 in_flight.push(self.propose(batch));
                 let stalls = self.stalls_before + self.clock.stalls();
                 self.shared.stalls.store(stalls, Ordering::Relaxed);
@@ -386,9 +389,10 @@ impl Term<'_> {
     }
 
     /// Closes a batch, reads the clock, and registers who waits.
-    fn close_batch(&mut self, stamp: u64) -> (u64, Bytes) {
+    fn close_batch(&mut self, stamp: u64, time_matters: bool) -> (u64, Bytes) {
         let taken = self.shared.take();
-        let dt_ms = self.clock.close_batch();
+        let ticking = std::mem::replace(&mut self.ticking, time_matters);
+        let dt_ms = self.clock.close_batch(ticking);
         let batch = Batch {
             stamp,
             renewals_complete: taken.complete,

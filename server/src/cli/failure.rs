@@ -49,6 +49,11 @@ impl Failure {
         use raftlock::ErrorKind;
         let text = match error {
             raftlock::Error::WaitTimeout(timeout) => not_granted(timeout),
+            raftlock::Error::Unavailable(reason) => {
+                let endpoints = reason.endpoints.iter().map(|failure| format!("\n  {failure}"));
+                let (waited, endpoints) = (brief(reason.waited), endpoints.collect::<String>());
+                format!("no server reached a leader within {waited}{endpoints}")
+            }
             other => chain(other),
         };
         match error.kind() {

@@ -17,9 +17,13 @@ pub struct Args {
 
 /// Asks, and prints.
 pub async fn execute(args: Args, target: &Target) -> Result<(), Failure> {
-    let view = best_view(target).await?;
+    let mut view = best_view(target).await?;
+    view.members.sort_by(|a, b| (&a.name, a.id).cmp(&(&b.name, b.id)));
     if args.json {
         return print::json(&Value::Array(view.members.iter().map(as_json).collect()));
+    }
+    if view.members.is_empty() {
+        return print::line("No members: the server belongs to no cluster yet");
     }
     print::table(
         ["NAME", "ID", "ROLE", "LEADER", "ADDRESS", "PEER ADDRESS", "MATCHED"],

@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     match execute(cli.command, target) {
         Ok(code) => code,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            print::aside(format_args!("error: {failure}"));
             ExitCode::from(failure.exit_code())
         }
     }

@@ -22,6 +22,11 @@ pub fn line(text: impl Display) -> Result<(), Failure> {
     }
 }
 
+/// Says something on stderr. If nobody can hear it, that must not stop what is being done.
+pub fn aside(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// Prints a table with a heading over each column.
 pub fn table<const N: usize>(
     headings: [&str; N],

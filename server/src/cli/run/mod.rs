@@ -221,7 +221,10 @@ impl Supervisor<'_> {
                 self.group.signal(libc::SIGKILL);
                 (waited, killed, limit) = (Duration::ZERO, true, KILLED_LIMIT);
             } else if killed && waited >= limit {
-                eprintln!("raftlock: process group {} was killed and does not go away", self.group.id());
+                print::aside(format_args!(
+                    "raftlock: process group {} was killed and does not go away",
+                    self.group.id()
+                ));
                 return;
             }
             tokio::select! {
@@ -266,14 +269,17 @@ impl Supervisor<'_> {
 
     fn say_it_is_being_lost(&self) {
         let (name, left) = (self.guard.name(), print::brief(self.guard.remaining()));
-        eprintln!(
+        print::aside(format_args!(
             "raftlock: the lock {name} could not be renewed, {left} of its lease are left: ending the command"
-        );
+        ));
     }
 
     fn say_what_is_left(&self) {
         if !self.group.is_gone() {
-            eprintln!("raftlock: the command left processes in its group {}: ending them", self.group.id());
+            print::aside(format_args!(
+                "raftlock: the command left processes in its group {}: ending them",
+                self.group.id()
+            ));
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::failure::Failure;
 
-/// Passed on to the command. DESIGN names the first three; a QUIT that ended `run` would leave the lock to its lease.
+/// Passed on to the command: each of them would end `run`, and leave the lock to its lease.
 const PASSED_ON: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
 /// What a signal asks for.
