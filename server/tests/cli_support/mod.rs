@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -26,6 +27,17 @@ pub fn raftlock<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Comm
         }
     }
     command.args(arguments).stdin(Stdio::null());
+    // A test run that is started by nohup, or by a shell in the background, ignores HUP and INT, and what it starts
+    // would too; `run` honours that. Here every signal means what it means at a terminal.
+    // SAFETY: between fork and exec the closure calls only signal(2), which is async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(|| {
+            for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+            Ok(())
+        });
+    }
     command
 }
 
