@@ -253,7 +253,8 @@ impl Shared {
     fn put_back(&self, batch: Batch, origins: Vec<Origin>) {
         let mut queue = self.lock();
         for renewal in batch.renewals {
-            queue.renewals.entry(renewal.session).or_insert((renewal.number, renewal.ttl));
+            let newest = queue.renewals.entry(renewal.session).or_insert((renewal.number, renewal.ttl));
+            newest.1 = newest.1.or(renewal.ttl);
         }
         for (command, origin) in batch.commands.into_iter().zip(origins).rev() {
             let len = command.encoded_len();
@@ -362,7 +363,10 @@ impl Term<'_> {
             if paused_at.is_some() && !tick_due {
                 continue; // tried again at each tick
             }
-            let Some(waiting) = self.shared.waiting() else { continue };
+            let Some(waiting) = self.shared.waiting() else {
+                linger = None; // or its end would come again and again
+                continue;
+            };
             let (time_matters, more_due) = self.raft.machine().glance(|t| (t.has_sessions(), t.more_due()));
             let linger_over = match (waiting.renewals, linger) {
                 (false, _) => false,
@@ -430,11 +434,19 @@ impl Term<'_> {
         Settled::InOffice
     }
 
+    /// Answers everybody who waited too long for the quorum: the office may well go on, so nobody else tells them.
+    /// The node's own commands stay.
     fn give_up(&self) {
-        let queue = &mut *self.shared.lock();
-        queue.bytes = 0;
-        for queued in queue.commands.drain(..) {
-            not_proposed(queued.origin);
+        let given_up: VecDeque<Queued> = {
+            let queue = &mut *self.shared.lock();
+            let (keep, given_up) =
+                queue.commands.drain(..).partition(|queued| matches!(queued.origin, Origin::Node));
+            queue.commands = keep;
+            queue.bytes = queue.commands.iter().map(|queued| queued.len).sum();
+            given_up
+        };
+        for queued in given_up {
+            self.streams.refuse(queued.origin);
         }
     }
 

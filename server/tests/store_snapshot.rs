@@ -40,6 +40,20 @@ fn a_finished_and_current_snapshot_survives_a_power_cut() {
 }
 
 #[test]
+fn an_older_snapshot_never_takes_the_place_of_a_newer_one() {
+    let rig = Rig::new();
+    let store = rig.open().unwrap();
+    for (id, covers) in [("installed", 100), ("built", 7)] {
+        write(&store, id, 1, 100);
+        now(store.finish_snapshot(id)).unwrap();
+        now(store.switch_snapshot(pointer(id, covers), None)).unwrap();
+        assert_eq!(store.current_snapshot(), Some(pointer("installed", 100)));
+    }
+    now(store.close()).unwrap();
+    assert_eq!(rig.open().unwrap().current_snapshot(), Some(pointer("installed", 100)));
+}
+
+#[test]
 fn an_unfinished_one_goes_on_in_the_same_run_and_is_swept_at_the_next() {
     let mut rig = Rig::new();
     let store = rig.open().unwrap();

@@ -155,14 +155,21 @@ impl LockTable {
         }
     }
 
+    /// The newest renewal says how long the lease is. One that comes late, after a newer one was
+    /// answered, counts as a sign of life and takes nothing away: its client counts on the newer.
     fn renew_stream(&mut self, id: SessionId, number: RenewalNumber, ttl: Option<Ttl>) -> RenewalNumber {
+        let now = self.header.now;
         let session = self.session_mut(id);
-        session.ttl = ttl.unwrap_or(session.ttl);
-        let ttl = session.ttl;
         let Kind::Stream(stream) = &mut session.kind else { unreachable!("the caller looked") };
+        let is_newest = number >= stream.number;
         stream.number = stream.number.max(number);
         let number = stream.number;
-        self.extend(id, self.header.now.after(ttl.get()));
+        if is_newest {
+            session.ttl = ttl.unwrap_or(session.ttl);
+        }
+        let deadline = now.after(session.ttl.get());
+        let deadline = if is_newest { deadline } else { deadline.max(session.deadline) };
+        self.extend(id, deadline);
         number
     }
 

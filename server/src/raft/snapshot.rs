@@ -171,7 +171,11 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
         store.finish_snapshot(&snapshot.id).await.map_err(io::Error::other)?;
         make_current(&store, &described).await?;
         tracing::info!(index, bytes = snapshot.bytes, "snapshot taken");
-        Ok(Snapshot { meta: self.meta.clone(), snapshot })
+        match current(&store)? {
+            // A newer one was installed meanwhile, and stays.
+            Some(newer) if newer.snapshot.id != snapshot.id => Ok(newer),
+            _ => Ok(Snapshot { meta: self.meta.clone(), snapshot }),
+        }
     }
 }
 

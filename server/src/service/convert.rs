@@ -298,7 +298,21 @@ pub fn open_refused(key: u64, outcome: &Outcome) -> Event {
             retry_after_ms: 0,
         },
     };
+    open_error(key, error)
+}
+
+/// An open that was not taken, or not executed.
+pub fn open_error(key: u64, error: v1::OpError) -> Event {
     Event::Error(v1::SessionError { key, session: 0, error: Some(error) })
+}
+
+/// The leader lost touch with the quorum for too long; nothing was executed.
+pub fn no_quorum() -> v1::OpError {
+    v1::OpError {
+        reason: "QUEUE_BUSY".to_owned(),
+        message: "the leader cannot reach a quorum; nothing was executed".to_owned(),
+        retry_after_ms: 300,
+    }
 }
 
 pub fn renewal_refused(session: SessionId, rejection: &Rejection) -> Event {

@@ -19,6 +19,8 @@ pub(super) struct Memory {
     pub(super) vote: Option<Bytes>,
     pub(super) committed: Option<Bytes>,
     pub(super) pointer: Option<SnapshotPointer>,
+    /// What the last queued switch covers: a snapshot that covers less never takes its place.
+    pub(super) covers_newest: Option<u64>,
     /// The caller's values, by the caller's names.
     pub(super) values: BTreeMap<String, Bytes>,
 }
@@ -44,7 +46,8 @@ pub(super) fn scan(db: &Connection, cache_bytes: usize) -> Result<(Memory, LogDe
     let (vote, committed) = (values.remove(VOTE), values.remove(COMMITTED));
     let values =
         values.into_iter().filter_map(|(k, v)| Some((k.strip_prefix(NODE)?.to_owned(), v))).collect();
-    Ok((Memory { tail, vote, committed, pointer, values }, desk))
+    let covers_newest = pointer.as_ref().and_then(|pointer| pointer.covers);
+    Ok((Memory { tail, vote, committed, pointer, covers_newest, values }, desk))
 }
 
 fn load_log(db: &Connection, begin: Option<u64>, tail: &mut Tail) -> Result<(), StoreError> {

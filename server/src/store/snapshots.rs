@@ -72,6 +72,7 @@ impl Store {
                 return Err(StoreError::Misuse(what));
             }
         }
+        let covers = pointer.covers;
         let (Job { work, done }, answer) = job::<LogDesk>(LogWork::Switch(pointer.clone(), floor.clone()));
         let written = Arc::clone(&self.inner.memory);
         let done = Box::new(move |reply: Result<LogReply, StoreError>| {
@@ -82,7 +83,11 @@ impl Store {
         });
         {
             let mut memory = hold(&self.inner.memory);
+            if covers < memory.covers_newest {
+                return Ok(()); // a newer one was installed while this one was being taken
+            }
             self.inner.log.enqueue(Job { work, done })?;
+            memory.covers_newest = covers;
             if let Some(floor) = floor {
                 memory.tail.purge(floor);
             }

@@ -271,8 +271,12 @@ impl Model {
             return Some(Event::RenewalRejected { session, rejection });
         }
         let its = self.session_mut(session);
-        its.ttl = ttl.map_or(its.ttl, Ttl::get);
-        its.deadline = now + its.ttl;
+        if number >= its.number {
+            its.ttl = ttl.map_or(its.ttl, Ttl::get);
+            its.deadline = now + its.ttl;
+        } else {
+            its.deadline = its.deadline.max(now + its.ttl);
+        }
         its.number = its.number.max(number);
         Some(Event::Renewed { session, number: its.number })
     }
