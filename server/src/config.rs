@@ -53,11 +53,20 @@ pub struct Config {
     pub election_max: Duration,
     /// A file that an operator may delete on a full disk. 0 for none.
     pub ballast_bytes: u64,
+    /// How long a member may be dead before it is removed from the membership: a voter then gives its place to a
+    /// learner that is caught up. Well above any restart. `None`: only operators remove members.
+    pub remove_dead_after: Option<Duration>,
     /// Accept a data directory on a file system that forgets at a reboot. For tests and demos.
     pub allow_volatile_data: bool,
     /// Serve gRPC reflection on the public port, for grpcurl.
     pub reflection: bool,
 }
+
+/// Voters at most: every commit waits for more than half of them.
+pub const VOTERS_MAX: u32 = 9;
+
+/// A member that was only restarted must not lose its place.
+const REMOVE_DEAD_AFTER_MIN: Duration = Duration::from_secs(10);
 
 /// What is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,6 +100,7 @@ impl Config {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(600),
             ballast_bytes: 64 << 20,
+            remove_dead_after: None,
             allow_volatile_data: false,
             reflection: false,
         }
@@ -132,8 +142,11 @@ impl Config {
                 return wrong("bootstrap-expect", format!("must be more than half of the {seeds} seeds"));
             }
         }
-        if self.voters.is_multiple_of(2) || self.voters > 9 {
-            return wrong("voters", "must be odd and at most 9".into());
+        if self.voters.is_multiple_of(2) || self.voters > VOTERS_MAX {
+            return wrong("voters", format!("must be odd and at most {VOTERS_MAX}"));
+        }
+        if self.remove_dead_after.is_some_and(|after| after < REMOVE_DEAD_AFTER_MIN) {
+            return wrong("remove-dead-after", "must be at least 10s: a restart is no death".into());
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&self.default_ttl) {
             return wrong("default-ttl", "must be at least 1s and at most 24h".into());
@@ -198,6 +211,10 @@ mod tests {
         assert_eq!(field_of(|c| c.election_min = c.heartbeat * 4), Some("election-min"));
         assert_eq!(field_of(|c| c.election_max = c.election_min), Some("election-max"));
         assert_eq!(field_of(|c| c.voters = 2), Some("voters"));
+        assert_eq!(
+            field_of(|c| c.remove_dead_after = Some(Duration::from_secs(9))),
+            Some("remove-dead-after")
+        );
         assert_eq!(field_of(|c| c.default_ttl = Duration::ZERO), Some("default-ttl"));
         assert_eq!(field_of(|c| c.token_floor = 1 << 62), Some("token-floor"));
     }

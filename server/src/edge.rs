@@ -7,16 +7,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, stream};
+use raftlock_proto::peer::forward_request::Method;
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::{Draining, Moved, SessionRequest, SessionResponse};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
+use crate::members::controller::Controller;
 use crate::outbox::{Ending, Outbox};
 use crate::peers::ClusterId;
 use crate::relay::RelayLink;
+use crate::service::admin;
 use crate::service::lock::Calls;
 use crate::service::session::Sessions;
 use crate::service::status;
@@ -39,6 +44,23 @@ pub struct Local {
     pub sessions: Sessions,
     /// Unary calls.
     pub calls: Calls,
+    /// Changes of the membership.
+    pub members: Controller,
+}
+
+impl Local {
+    /// Executes an encoded call that a follower forwarded.
+    pub async fn execute(
+        &self,
+        method: Method,
+        message: &[u8],
+        limit: Option<Duration>,
+    ) -> Result<Vec<u8>, Status> {
+        match method {
+            Method::ChangeMembers => admin::change_members(&self.members, message, limit).await,
+            other => self.calls.execute(other, message, limit).await,
+        }
+    }
 }
 
 /// Why nobody can be asked.
@@ -96,6 +118,20 @@ impl Edge {
     /// Where to go now.
     pub fn route(&self) -> Route {
         self.route.borrow().clone()
+    }
+
+    /// Has an encoded call executed by the leader, wherever it is.
+    pub async fn execute(
+        &self,
+        method: Method,
+        message: Bytes,
+        limit: Option<Duration>,
+    ) -> Result<Bytes, Status> {
+        match self.route() {
+            Route::Here(local) => local.execute(method, &message, limit).await.map(Bytes::from),
+            Route::There(relay) => relay.forward(method, message, limit).await,
+            Route::Nowhere(why) => Err(why.status()),
+        }
     }
 
     /// Changes the way under all streams, unless the node is stopping.

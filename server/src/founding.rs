@@ -22,6 +22,7 @@ use raftlock_proto::peer::{self, HelloReply, HelloRequest, PromiseReply, Promise
 use tokio::sync::Notify;
 
 use crate::links::{Lane, PeerLinks};
+use crate::members::join::{self, Joined};
 use crate::peers::ClusterId;
 use crate::raft::{Member, codec, random_u64};
 use crate::store::{Store, StoreError};
@@ -201,7 +202,10 @@ impl Founding {
                 self.store.put_value(CLUSTER, cluster.to_bytes()).await?;
                 return Ok(Founded { cluster, initialise: self.initialises(cluster) });
             }
-            let seen = self.ask_seeds(plan, links).await;
+            let mut seen = self.ask_seeds(plan, links).await;
+            if let Some(cluster) = self.join(&mut seen, links).await? {
+                return Ok(Founded { cluster, initialise: None });
+            }
             if let Some(founded) = self.propose(plan, links, &seen).await? {
                 return Ok(founded);
             }
@@ -241,6 +245,33 @@ impl Founding {
             }
         }
         seen
+    }
+
+    /// Asks to be let into the cluster that the seeds belong to, unless this node has promised itself to another.
+    async fn join(&self, seen: &mut Seen, links: &PeerLinks) -> Result<Option<ClusterId>, StoreError> {
+        for member in &seen.members {
+            if self.lock().promise.is_some() {
+                break;
+            }
+            let me = wire_member(&self.me);
+            match join::ask(links, &self.cluster_name, me, &member.peer_address).await {
+                Joined::In(cluster) if self.adopt(cluster).await? => return Ok(Some(cluster)),
+                Joined::In(_) => break, // a promise was given meanwhile
+                Joined::NotYet(why) | Joined::Refused(why) => seen.not_let_in = Some(why),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Becomes a member of `cluster`, for good. `false`: a promise stands against it.
+    async fn adopt(&self, cluster: ClusterId) -> Result<bool, StoreError> {
+        let _one_at_a_time = self.promising.lock().await;
+        if self.lock().promise.is_some() {
+            return Ok(false);
+        }
+        self.store.put_value(CLUSTER, cluster.to_bytes()).await?;
+        self.lock().cluster = Some(cluster);
+        Ok(true)
     }
 
     /// If it is this node's turn, asks for the promises; initialises once it holds them all.
@@ -389,7 +420,8 @@ impl Founding {
             );
         } else if !seen.members.is_empty() {
             let names: Vec<&str> = seen.members.iter().map(|node| node.name.as_str()).collect();
-            tracing::info!(members = ?names, "a cluster is running; this node waits to be let in");
+            let why = seen.not_let_in.as_deref().unwrap_or("no answer yet");
+            tracing::warn!(members = ?names, why, "a cluster is running; this node waits to be let in");
         } else {
             let expect = plan
                 .expect
@@ -409,6 +441,8 @@ struct Seen {
     pristine: BTreeMap<(String, u64), Member>,
     members: Vec<Member>,
     silent: Vec<String>,
+    /// What the cluster answered when this node asked to be let in.
+    not_let_in: Option<String>,
 }
 
 fn wire_member((id, node): &(u64, Member)) -> peer::Member {

@@ -35,6 +35,7 @@
 //! | `raft/` | consensus; the only folder that names openraft |
 //! | [`store`] | log, vote and snapshots in SQLite; the only folder that names rusqlite |
 //! | `peers`, `links` | whose word is taken, and the connections to them |
+//! | [`members`] | who belongs to the cluster, who is there, who votes; joining and leaving |
 //! | [`net`] | the one way to open and accept connections |
 //! | `cli/` | the commands of the binary, one file each |
 //!
@@ -64,6 +65,7 @@ pub mod config;
 mod edge;
 mod founding;
 mod links;
+pub mod members;
 pub mod net;
 pub mod node;
 mod outbox;

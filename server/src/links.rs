@@ -35,6 +35,9 @@ pub enum Lane {
     Snapshot,
     /// Clients' calls and streams on their way to the leader.
     Relay,
+    /// Whether a member is there. A connection of its own, so that an answer that comes late says something about
+    /// the member and nothing about what else it is asked.
+    Ping,
 }
 
 /// Why a call to a peer gave no answer that counts.
@@ -74,6 +77,24 @@ pub enum PeerCallError {
         #[source]
         refusal: Refusal,
     },
+}
+
+impl PeerCallError {
+    /// The peer understood, and will not do it however often it is asked: why.
+    pub fn final_refusal(&self) -> Option<&str> {
+        use tonic::Code;
+        match self {
+            PeerCallError::Status { status, .. }
+                if matches!(
+                    status.code(),
+                    Code::FailedPrecondition | Code::PermissionDenied | Code::InvalidArgument
+                ) =>
+            {
+                Some(status.message())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Timeouts of peer connections.

@@ -13,10 +13,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lock_table::Ttl;
+use prost::Message;
+use raftlock_proto::peer::forward_request::Method;
 use raftlock_proto::peer::peer_server::PeerServer;
-use raftlock_proto::v1::StatusResponse;
 use raftlock_proto::v1::admin_server::AdminServer;
+use raftlock_proto::v1::change_members_request::Change;
 use raftlock_proto::v1::raft_lock_server::RaftLockServer;
+use raftlock_proto::v1::{ChangeMembersRequest, StatusResponse};
 use raftlock_proto::{DESCRIPTOR, SESSION_REQUEST_BYTES_MAX};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -27,6 +30,9 @@ use crate::config::{Config, ConfigError, with_peer_port};
 use crate::edge::{Edge, Local};
 use crate::founding::{Founding, FoundingPlan};
 use crate::links::{ClusterLinks, LinkTimes, PEER_MESSAGE_BYTES_MAX, PeerLinks};
+use crate::members::MemberView;
+use crate::members::controller::Controller;
+use crate::members::roster::Roster;
 use crate::net::{Listen, Net, TcpNet};
 use crate::peers::{Identity, PeerGuard};
 use crate::proposer::{FirstEntry, Proposer};
@@ -46,8 +52,17 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(3);
 /// How long a dial to another node may take.
 const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long a node that leaves waits for the cluster to let it go: a hand-over and a change of the membership.
+pub const LEAVE_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long one request to be removed may take, and when it is made again.
+const ASK_LIMIT: Duration = Duration::from_secs(5);
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 const STORAGE_ID: &str = "storage_id";
 const BOOT: &str = "boot";
+/// There once the node is no member any more.
+const REMOVED: &str = "removed";
 
 /// What a node reaches the world through. Production has one of each; a simulation brings its own.
 #[derive(Clone, Debug)]
@@ -94,6 +109,15 @@ pub enum NodeError {
     /// Raft stopped: an invariant broke, or the disk failed under it.
     #[error("Raft stopped: {0}")]
     Raft(String),
+    /// It asked to leave, and the cluster did not let it go in time.
+    #[error("the cluster did not remove this node in time: remove it with `raftlock members remove`")]
+    NotRemoved,
+    /// The cluster removed this node, or it left.
+    #[error(
+        "this node is no member of its cluster any more: it was removed, or it left. To join anew, empty its data \
+         directory and start it with --seeds naming a member"
+    )]
+    Removed,
 }
 
 /// A running node.
@@ -102,6 +126,7 @@ pub struct Node {
     admin: AdminService,
     edge: Arc<Edge>,
     raft: Arc<OnceLock<RaftHandle>>,
+    roster: Roster,
     proposer: Proposer,
     store: Store,
     failed: watch::Receiver<Option<NodeError>>,
@@ -131,6 +156,9 @@ impl Node {
             client: advertised(config.advertise.as_deref(), &client_port.address(), &config.node_name),
             peer: advertised(config.peer_advertise.as_deref(), &peer_port.address(), &config.node_name),
         };
+        if store.value(REMOVED).is_some() {
+            return Err(NodeError::Removed);
+        }
         let (id, boot) = next_boot(&store).await?;
         let member = Member {
             name: config.node_name.clone(),
@@ -147,10 +175,12 @@ impl Node {
         let edge = Edge::new();
         let proposer = Proposer::new();
         let raft = Arc::new(OnceLock::new());
+        let roster = Roster::new();
         let admin = AdminService {
             founding: founding.clone(),
             edge: edge.clone(),
             proposer: proposer.clone(),
+            roster: roster.clone(),
             raft: raft.clone(),
         };
         let peers = PeerService::new(founding.clone(), store.clone());
@@ -165,6 +195,7 @@ impl Node {
             founding,
             edge: edge.clone(),
             proposer: proposer.clone(),
+            roster: roster.clone(),
             raft: raft.clone(),
             peers,
             config: config.clone(),
@@ -177,7 +208,20 @@ impl Node {
             }
         });
         let election_max = config.election_max;
-        Ok(Node { addresses, admin, edge, raft, proposer, store, failed, stop, ports, tasks, election_max })
+        Ok(Node {
+            addresses,
+            admin,
+            edge,
+            raft,
+            roster,
+            proposer,
+            store,
+            failed,
+            stop,
+            ports,
+            tasks,
+            election_max,
+        })
     }
 
     /// Where clients reach it.
@@ -206,12 +250,50 @@ impl Node {
         first_some(&mut self.failed.clone()).await
     }
 
+    /// All members of the cluster as this node sees them, and changes of that. Empty before it belongs to one.
+    pub fn members(&self) -> watch::Receiver<Vec<MemberView>> {
+        self.roster.views()
+    }
+
+    /// Leaves the cluster for good, then stops: the others go on as if it had never been there. Its data directory
+    /// refuses to start after that. The only member of a cluster has nobody to leave to: it only stops.
+    ///
+    /// # Errors
+    /// The cluster did not let it go within [`LEAVE_LIMIT`]: it may still be a member, and has stopped like one.
+    pub async fn leave(self) -> Result<(), NodeError> {
+        let left = tokio::time::timeout(LEAVE_LIMIT, self.be_removed()).await;
+        self.stop().await;
+        left.unwrap_or(Err(NodeError::NotRemoved))
+    }
+
+    async fn be_removed(&self) -> Result<(), NodeError> {
+        let me = self.admin.founding.me().0;
+        let request = ChangeMembersRequest { change: Some(Change::Remove(me.to_string())) };
+        loop {
+            let alone = self.raft.get().is_none_or(|raft| raft.roll().members.len() <= 1);
+            if alone || matches!(*self.failed.borrow(), Some(NodeError::Removed)) {
+                return Ok(());
+            }
+            let asked =
+                self.edge.execute(Method::ChangeMembers, request.encode_to_vec().into(), Some(ASK_LIMIT));
+            match asked.await {
+                Ok(_) => {
+                    self.store.put_value(REMOVED, vec![1].into()).await?;
+                    return Ok(());
+                }
+                // The leader changes, if it was this node; or there is none at the moment.
+                Err(_) => tokio::time::sleep(ASK_AGAIN).await,
+            }
+        }
+    }
+
     /// Stops in order: see the top of the file. A node that failed closes nothing that could write.
     pub async fn stop(mut self) {
+        let broken = self.failed.borrow().as_ref().is_some_and(|error| !matches!(error, NodeError::Removed));
         if self.failed.borrow().is_none() {
             if let Some(raft) = self.raft.get() {
                 self.proposer.pause();
-                raft.hand_over(self.election_max).await;
+                raft.hand_over(None, self.election_max).await;
             }
             self.edge.drain();
             self.streams_gone().await;
@@ -225,9 +307,7 @@ impl Node {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.tasks.abort_all();
-        if self.failed.borrow().is_none()
-            && let Err(error) = self.store.close().await
-        {
+        if !broken && let Err(error) = self.store.close().await {
             tracing::error!(%error, "the store did not close");
         }
         tracing::info!("node stopped");
@@ -236,6 +316,8 @@ impl Node {
     /// Ends as a crash would: nothing more is written, nobody is told. For tests.
     pub async fn abandon(mut self) {
         self.store.abandon();
+        // A crash closes its connections; here their tasks would go on.
+        self.edge.stop();
         self.stop.cancel();
         self.ports.cancel();
         self.tasks.shutdown().await;
@@ -261,6 +343,7 @@ struct Life {
     founding: Arc<Founding>,
     edge: Arc<Edge>,
     proposer: Proposer,
+    roster: Roster,
     raft: Arc<OnceLock<RaftHandle>>,
     peers: PeerService,
     config: Config,
@@ -315,7 +398,15 @@ impl Life {
         };
         let sessions =
             Sessions { streams: streams.clone(), proposer: self.proposer.clone(), raft: raft.clone() };
-        let local = Arc::new(Local { sessions, calls });
+        let members = Controller::new(
+            raft.clone(),
+            self.proposer.clone(),
+            self.roster.clone(),
+            self.seams.clock.clone(),
+            self.config.remove_dead_after,
+            self.config.election_max,
+        );
+        let local = Arc::new(Local { sessions, calls, members: members.clone() });
         self.peers.joined(Membership { raft: raft.clone(), links: links.clone(), local: local.clone() });
         self.edge.joined(founded.cluster);
         if let Some(members) = founded.initialise {
@@ -333,7 +424,7 @@ impl Life {
             first,
             self.stop.clone(),
         );
-        let route = relay::run(self.edge.clone(), local, raft.clone(), links, self.stop.clone());
+        let route = relay::run(self.edge.clone(), local, raft.clone(), links.clone(), self.stop.clone());
         let compact = compaction::run(
             raft.clone(),
             self.store.clone(),
@@ -343,12 +434,21 @@ impl Life {
         let mut fatal = raft.fatal();
         let stopped = async { NodeError::Raft(first_some(&mut fatal).await) };
         let report = report_leader(raft.clone());
+        let manage = members.run(&self.stop);
         tokio::select! {
+            removed = self.roster.run(&raft, &links, &self.seams.clock, &self.stop) => match removed {
+                true => {
+                    self.store.put_value(REMOVED, vec![1].into()).await?;
+                    tracing::warn!("{}", NodeError::Removed);
+                    Err(NodeError::Removed)
+                }
+                false => Ok(()),
+            },
             error = stopped => {
                 tracing::error!(%error, "this node serves no more");
                 Err(error)
             }
-            _ = futures_util::future::join4(propose, route, compact, report) => Ok(()),
+            _ = futures_util::future::join5(propose, route, compact, report, manage) => Ok(()),
         }
     }
 

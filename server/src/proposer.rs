@@ -149,6 +149,12 @@ impl Proposer {
         self.0.lock().paused = true;
     }
 
+    /// Proposes again, after a hand-over that was not followed by a stop.
+    pub fn resume(&self) {
+        self.0.lock().paused = false;
+        self.0.wake.notify_one();
+    }
+
     /// How often this node, as the leader, came more than three ticks late.
     pub fn stalls(&self) -> u64 {
         self.0.stalls.load(Ordering::Relaxed)

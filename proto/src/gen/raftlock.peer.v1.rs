@@ -295,6 +295,7 @@ pub mod forward_request {
         Renew = 3,
         GetLock = 4,
         ListLocks = 5,
+        ChangeMembers = 6,
     }
     impl Method {
         /// String value of the enum field names used in the ProtoBuf definition.
@@ -309,6 +310,7 @@ pub mod forward_request {
                 Self::Renew => "RENEW",
                 Self::GetLock => "GET_LOCK",
                 Self::ListLocks => "LIST_LOCKS",
+                Self::ChangeMembers => "CHANGE_MEMBERS",
             }
         }
         /// Creates an enum from field names used in the ProtoBuf definition.
@@ -320,6 +322,7 @@ pub mod forward_request {
                 "RENEW" => Some(Self::Renew),
                 "GET_LOCK" => Some(Self::GetLock),
                 "LIST_LOCKS" => Some(Self::ListLocks),
+                "CHANGE_MEMBERS" => Some(Self::ChangeMembers),
                 _ => None,
             }
         }
@@ -400,6 +403,37 @@ pub struct ForswearRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForswearReply {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinRequest {
+    #[prost(string, tag = "1")]
+    pub cluster_name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub member: ::core::option::Option<Member>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinReply {
+    /// Present once the membership lists the new node.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster_id: ::prost::bytes::Bytes,
+    /// Else: whom to ask, if anybody is known.
+    #[prost(message, optional, tag = "2")]
+    pub leader: ::core::option::Option<Member>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingRequest {
+    #[prost(message, optional, tag = "1")]
+    pub envelope: ::core::option::Option<Envelope>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PingReply {
+    #[prost(message, optional, tag = "1")]
+    pub envelope: ::core::option::Option<Envelope>,
+    #[prost(uint64, tag = "2")]
+    pub last_log_index: u64,
+    /// The sender is no member any more. Said by the leader only, from the committed membership behind a ReadIndex.
+    #[prost(bool, tag = "3")]
+    pub removed: bool,
+}
 /// Generated client implementations.
 pub mod peer_client {
     #![allow(
@@ -720,6 +754,50 @@ pub mod peer_client {
                 .insert(GrpcMethod::new("raftlock.peer.v1.Peer", "Forswear"));
             self.inner.unary(req, path, codec).await
         }
+        /// A new node asks to be let into a running cluster. Asked before it knows its cluster, so it carries no envelope.
+        pub async fn join(
+            &mut self,
+            request: impl tonic::IntoRequest<super::JoinRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/raftlock.peer.v1.Peer/Join",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("raftlock.peer.v1.Peer", "Join"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Are you there? Every member asks every other one a few times a second.
+        pub async fn ping(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/raftlock.peer.v1.Peer/Ping",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("raftlock.peer.v1.Peer", "Ping"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -801,6 +879,16 @@ pub mod peer_server {
             &self,
             request: tonic::Request<super::ForswearRequest>,
         ) -> std::result::Result<tonic::Response<super::ForswearReply>, tonic::Status>;
+        /// A new node asks to be let into a running cluster. Asked before it knows its cluster, so it carries no envelope.
+        async fn join(
+            &self,
+            request: tonic::Request<super::JoinRequest>,
+        ) -> std::result::Result<tonic::Response<super::JoinReply>, tonic::Status>;
+        /// Are you there? Every member asks every other one a few times a second.
+        async fn ping(
+            &self,
+            request: tonic::Request<super::PingRequest>,
+        ) -> std::result::Result<tonic::Response<super::PingReply>, tonic::Status>;
     }
     /// What the nodes of one cluster say to each other, on a port of their own. Whoever can send these messages owns
     /// the cluster: keep the port private.
@@ -1304,6 +1392,92 @@ pub mod peer_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ForswearSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/raftlock.peer.v1.Peer/Join" => {
+                    #[allow(non_camel_case_types)]
+                    struct JoinSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::JoinRequest>
+                    for JoinSvc<T> {
+                        type Response = super::JoinReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::JoinRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::join(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = JoinSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/raftlock.peer.v1.Peer/Ping" => {
+                    #[allow(non_camel_case_types)]
+                    struct PingSvc<T: Peer>(pub Arc<T>);
+                    impl<T: Peer> tonic::server::UnaryService<super::PingRequest>
+                    for PingSvc<T> {
+                        type Response = super::PingReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PingRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Peer>::ping(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PingSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -770,6 +770,52 @@ pub struct MemberStatus {
     /// The last log index known to be on that member; only the leader knows it.
     #[prost(uint64, optional, tag = "7")]
     pub matched_index: ::core::option::Option<u64>,
+    /// alive, suspect or dead, as the node that answers sees it.
+    #[prost(string, tag = "8")]
+    pub state: ::prost::alloc::string::String,
+    /// Milliseconds since it last answered this node; absent for this node itself, and for one never heard of.
+    #[prost(uint64, optional, tag = "9")]
+    pub last_contact_ms: ::core::option::Option<u64>,
+    /// Log entries that it is behind the newest one this node knows of.
+    #[prost(uint64, optional, tag = "10")]
+    pub lag: ::core::option::Option<u64>,
+}
+/// Members are named by their name, or by their id in decimal digits.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeMembersRequest {
+    #[prost(oneof = "change_members_request::Change", tags = "1, 2, 3, 4")]
+    pub change: ::core::option::Option<change_members_request::Change>,
+}
+/// Nested message and enum types in `ChangeMembersRequest`.
+pub mod change_members_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        /// Out of the cluster, for good: its data directory refuses to start after that.
+        #[prost(string, tag = "1")]
+        Remove(::prost::alloc::string::String),
+        #[prost(message, tag = "2")]
+        Replace(super::ReplaceMember),
+        /// How many members vote: odd, 1 to 9.
+        #[prost(uint32, tag = "3")]
+        Voters(u32),
+        /// To this voter; empty: to the most up-to-date one.
+        #[prost(string, tag = "4")]
+        TransferLeader(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplaceMember {
+    #[prost(string, tag = "1")]
+    pub old: ::prost::alloc::string::String,
+    /// A member already, as a learner.
+    #[prost(string, tag = "2")]
+    pub new: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeMembersResponse {
+    /// What was done, for people.
+    #[prost(string, tag = "1")]
+    pub message: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1588,6 +1634,31 @@ pub mod admin_client {
             req.extensions_mut().insert(GrpcMethod::new("raftlock.v1.Admin", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes who belongs to the cluster, who votes and who leads. Any node takes it; the leader does it.
+        pub async fn change_members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangeMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/raftlock.v1.Admin/ChangeMembers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("raftlock.v1.Admin", "ChangeMembers"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1607,6 +1678,14 @@ pub mod admin_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// Changes who belongs to the cluster, who votes and who leads. Any node takes it; the leader does it.
+        async fn change_members(
+            &self,
+            request: tonic::Request<super::ChangeMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeMembersResponse>,
+            tonic::Status,
+        >;
     }
     /// What an operator asks one node. Answers are this node's own view unless a field says otherwise.
     #[derive(Debug)]
@@ -1713,6 +1792,51 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/raftlock.v1.Admin/ChangeMembers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangeMembersSvc<T: Admin>(pub Arc<T>);
+                    impl<
+                        T: Admin,
+                    > tonic::server::UnaryService<super::ChangeMembersRequest>
+                    for ChangeMembersSvc<T> {
+                        type Response = super::ChangeMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangeMembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Admin>::change_members(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangeMembersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -40,6 +40,8 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub struct Attempt {
     /// To the server being asked.
     pub client: RaftLockClient<Channel>,
+    /// To the same server, for what operators ask.
+    pub admin: AdminClient<Channel>,
     /// Since the first try.
     pub elapsed: Duration,
     /// How long the answer may take.
@@ -211,10 +213,11 @@ impl Rounds<'_> {
         call: &impl AsyncFn(Attempt) -> Result<Response<A>, Status>,
     ) -> Result<A, Miss> {
         let channel = connect(&self.addresses[at], left.min(CONNECT_LIMIT)).await.map_err(Miss::NotDone)?;
+        let admin = AdminClient::new(channel.clone());
         let client = RaftLockClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
         let alone = self.addresses.len() == 1;
         let limit = if alone { left } else { left.min(ANSWER_LIMIT + self.wait) };
-        match tokio::time::timeout(limit, call(Attempt { client, elapsed, limit })).await {
+        match tokio::time::timeout(limit, call(Attempt { client, admin, elapsed, limit })).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(judged(status)),
             Err(_) => Err(Miss::Unknown(format!("no answer within {}", brief(limit)))),

@@ -19,6 +19,7 @@ mod run;
 mod serve;
 mod status;
 mod target;
+mod transfer_leader;
 mod unlock;
 mod values;
 
@@ -59,6 +60,7 @@ enum Command {
     List(list::Args),
     Status(status::Args),
     Members(members::Args),
+    TransferLeader(transfer_leader::Args),
     Health(health::Args),
     Completions(completions::Args),
 }
@@ -130,6 +132,7 @@ fn execute(command: Command, target: Result<Target, Failure>) -> Result<ExitCode
                     Command::List(args) => list::execute(args, &target).await,
                     Command::Status(args) => status::execute(args, &target).await,
                     Command::Members(args) => members::execute(args, &target).await,
+                    Command::TransferLeader(args) => transfer_leader::execute(args, &target).await,
                     Command::Health(args) => health::execute(args, &target).await,
                     Command::Serve(_) | Command::Completions(_) | Command::Demo(_) | Command::Run(_) => {
                         unreachable!("they were taken out above")

@@ -92,6 +92,9 @@ struct Settings {
     /// Size of a file that may be deleted when the disk is full; 0 for none. Default: 64MiB.
     #[arg(long, value_name = "BYTES")]
     ballast: Option<Bytes>,
+    /// Remove a member that has been dead for so long; a learner takes the place of a voter. Default: never.
+    #[arg(long, value_name = "TIME")]
+    remove_dead_after: Option<Span>,
     /// Accept a data folder that forgets at a reboot, such as tmpfs. For tests and demos.
     #[arg(long, value_name = "YES", num_args = 0..=1, default_missing_value = "true", require_equals = true, value_parser = BoolishValueParser::new())]
     allow_volatile_data: Option<bool>,
@@ -156,6 +159,7 @@ impl Settings {
         set(&mut config.election_min, self.election_min.map(|span| span.0));
         set(&mut config.election_max, self.election_max.map(|span| span.0));
         set(&mut config.ballast_bytes, self.ballast.map(|bytes| bytes.0));
+        set(&mut config.remove_dead_after, self.remove_dead_after.map(|span| Some(span.0)));
         set(&mut config.allow_volatile_data, self.allow_volatile_data);
         set(&mut config.reflection, self.reflection);
     }
@@ -222,6 +226,10 @@ async fn serve(config: Config) -> Result<(), Failure> {
             within_limit(node.stop(), STOP_LIMIT, &mut stops).await
         }
         error = node.failed() => {
+            if matches!(error, NodeError::Removed) {
+                // As somebody wanted; it has said so in the log, and says so again when it is started again.
+                return within_limit(node.stop(), STOP_LIMIT, &mut stops).await;
+            }
             let failure = cannot_go_on(&error);
             // Whether or not the rest stops in order: why it stopped is what counts.
             let _ = within_limit(node.stop(), FAILED_LIMIT, &mut stops).await;
@@ -271,7 +279,11 @@ fn cannot_go_on(error: &NodeError) -> Failure {
         NodeError::Store(cause) if is_disk(cause) => Failure::Disk(text),
         NodeError::Identity { .. } => Failure::Disk(text),
         NodeError::Config(_) => Failure::Usage(format!("--{text}")),
-        NodeError::Store(_) | NodeError::Listen { .. } | NodeError::Raft(_) => Failure::Other(text),
+        NodeError::Store(_)
+        | NodeError::Listen { .. }
+        | NodeError::Raft(_)
+        | NodeError::NotRemoved
+        | NodeError::Removed => Failure::Other(text),
     }
 }
 

@@ -41,6 +41,10 @@ impl Office {
     pub fn term(&self) -> u64 {
         self.0.term
     }
+
+    pub(super) fn leader_id(&self) -> LeaderId {
+        self.0
+    }
 }
 
 /// Who leads, as far as this node knows.
@@ -182,6 +186,11 @@ impl RaftHandle {
         &self.machine
     }
 
+    /// This node's id.
+    pub fn me(&self) -> u64 {
+        *self.raft.node_id()
+    }
+
     /// Positions and members, for `status`.
     pub fn positions(&self) -> Positions {
         let metrics = self.raft.metrics().borrow_watched().clone();
@@ -206,14 +215,16 @@ impl RaftHandle {
         }
     }
 
-    /// Hands the leadership to the most up-to-date other voter, and waits for a new leader, at most `limit`.
+    /// Hands the leadership to `to`, or to the most up-to-date other voter, and waits for a new leader, at most `limit`.
     /// Does nothing on a node that does not lead, or that has nobody to hand it to.
-    pub async fn hand_over(&self, limit: Duration) {
+    pub async fn hand_over(&self, to: Option<u64>, limit: Duration) {
         let me = *self.raft.node_id();
         let positions = self.positions();
         let voters = positions.members.iter().filter(|member| member.voter && member.id != me);
-        let Some(target) =
-            voters.filter(|member| member.matched.is_some()).max_by_key(|member| member.matched)
+        let Some(target) = voters
+            .filter(|member| to.is_none_or(|to| to == member.id))
+            .filter(|member| member.matched.is_some())
+            .max_by_key(|member| member.matched)
         else {
             return;
         };

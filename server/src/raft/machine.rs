@@ -96,6 +96,11 @@ impl Machine {
         self.0.applied.subscribe()
     }
 
+    /// Whether the applied, hence committed, membership lists a node.
+    pub fn lists(&self, id: u64) -> bool {
+        self.lock().membership.membership().get_node(&id).is_some()
+    }
+
     /// Log bytes applied since the last snapshot.
     pub fn bytes_since_snapshot(&self) -> u64 {
         self.lock().bytes_since_snapshot

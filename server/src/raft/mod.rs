@@ -1,7 +1,8 @@
 //! Consensus: openraft, fitted to our log, our lock table and our wire. openraft is named in this folder only.
 //!
 //! ```text
-//! handle   what the rest of the server may ask: propose, read point, who leads, members
+//! handle   what the rest of the server may ask: propose, read point, who leads
+//! members  membership changes
 //! machine  committed entries -> lock table -> outcomes; snapshots of the table
 //! log      openraft's log and vote, kept by `store`
 //! network  the sending end of the peer protocol
@@ -18,6 +19,7 @@ pub mod handle;
 pub mod incoming;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod runtime;
 pub(crate) mod snapshot;
@@ -31,6 +33,7 @@ use bytes::Bytes;
 pub use handle::{Office, ProposeError, RaftHandle, RaftSettings, ReadError, Standing};
 pub use log::LogStore;
 pub use machine::Machine;
+pub use members::{ChangeError, Roll};
 pub use runtime::{random_u64, seed_thread_rng};
 
 openraft::declare_raft_types!(

@@ -65,7 +65,9 @@ impl Calls {
             Method::Renew => self.renew(read(message)?, limit).await?.encode_to_vec(),
             Method::GetLock => self.get(read(message)?).await?.encode_to_vec(),
             Method::ListLocks => self.list(read(message)?).await?.encode_to_vec(),
-            Method::Unspecified => return Err(status::invalid("a forwarded call names no method")),
+            Method::Unspecified | Method::ChangeMembers => {
+                return Err(status::invalid("a forwarded call names no method of the lock service"));
+            }
         })
     }
 
@@ -215,7 +217,7 @@ impl LockService {
         let no_forward = request.metadata().contains_key(NO_FORWARD_KEY);
         let message = request.into_inner().encode_to_vec();
         let answer = match self.edge.route() {
-            Route::Here(local) => local.calls.execute(method, &message, limit).await,
+            Route::Here(local) => local.execute(method, &message, limit).await,
             Route::There(relay) if no_forward => Err(status::not_leader(Some(relay.leader()))),
             Route::There(relay) => {
                 relay.forward(method, message.into(), limit).await.map(|bytes| bytes.to_vec())
@@ -282,7 +284,10 @@ impl RaftLock for LockService {
 }
 
 /// Puts the cluster's id on an answer, good or bad.
-fn named<T>(cluster: Option<ClusterId>, answer: Result<Response<T>, Status>) -> Result<Response<T>, Status> {
+pub(super) fn named<T>(
+    cluster: Option<ClusterId>,
+    answer: Result<Response<T>, Status>,
+) -> Result<Response<T>, Status> {
     let Some(cluster) = cluster else { return answer };
     let id = cluster.to_string().parse().expect("hexadecimal digits are a valid header");
     match answer {
@@ -299,7 +304,7 @@ fn named<T>(cluster: Option<ClusterId>, answer: Result<Response<T>, Status>) -> 
 
 /// What is left of the caller's gRPC deadline: digits and a unit, as the gRPC protocol over HTTP/2 defines
 /// `grpc-timeout`. Nonsense is no deadline.
-fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+pub(super) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
     let value = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     let count: u64 = digits.parse().ok()?;

@@ -23,6 +23,7 @@ use super::status::with_reason;
 use crate::edge::Local;
 use crate::founding::Founding;
 use crate::links::ClusterLinks;
+use crate::members::controller::Refused;
 use crate::outbox::{Dirty, Ending, Outbox};
 use crate::peers::{ClusterId, Refusal};
 use crate::raft::incoming::NotTaken;
@@ -296,7 +297,7 @@ impl Peer for PeerService {
         let envelope = member.envelope(request.envelope.as_ref());
         let limit = (request.deadline_ms > 0).then(|| Duration::from_millis(request.deadline_ms));
         let method = Method::try_from(request.method).unwrap_or(Method::Unspecified);
-        let executed = member.local.calls.execute(method, &request.message, limit).await;
+        let executed = member.local.execute(method, &request.message, limit).await;
         let (message, error) = match executed {
             Ok(message) => (message.into(), Bytes::new()),
             Err(status) => (Bytes::new(), relay::status_to_bytes(&status)),
@@ -310,6 +311,47 @@ impl Peer for PeerService {
             positions.map(|at| peer::Member { id: at.id, node: Some(codec::member(&at.node)) }).collect()
         });
         Ok(Response::new(self.0.founding.hello(members.unwrap_or_default())))
+    }
+
+    async fn join(&self, request: Request<peer::JoinRequest>) -> Result<Response<peer::JoinReply>, Status> {
+        let request = request.into_inner();
+        let Some(us) = self.0.membership.get() else {
+            return Err(super::status::not_serving("not a member of a cluster yet"));
+        };
+        if request.cluster_name != self.0.founding.cluster_name() {
+            let ours = self.0.founding.cluster_name();
+            let message =
+                format!("this cluster is named {ours:?}, and you ask for {:?}", request.cluster_name);
+            return Err(with_reason(Code::PermissionDenied, "WRONG_CLUSTER", message, None));
+        }
+        let Some(peer::Member { id, node: Some(node) }) = request.member else {
+            return Err(super::status::invalid("member: must name the node that joins"));
+        };
+        let reply = match us.local.members.join(id, codec::member_back(&node)).await {
+            Ok(()) => peer::JoinReply { cluster_id: us.links.identity().cluster.to_bytes(), leader: None },
+            Err(Refused::NotLeader) => {
+                let leader = us.raft.standing().borrow().leader.clone();
+                let leader = leader.filter(|(id, _)| *id != us.raft.me());
+                let leader = leader.map(|(id, node)| peer::Member { id, node: Some(codec::member(&node)) });
+                peer::JoinReply { cluster_id: Bytes::new(), leader }
+            }
+            Err(refused) => return Err(super::status::membership(&refused)),
+        };
+        Ok(Response::new(reply))
+    }
+
+    async fn ping(&self, request: Request<peer::PingRequest>) -> Result<Response<peer::PingReply>, Status> {
+        let request = request.into_inner();
+        let member = self.0.member(request.envelope.as_ref()).await?;
+        let sender = request.envelope.as_ref().map_or(0, |envelope| envelope.sender);
+        let listed = || member.raft.machine().lists(sender);
+        // Said for good, so it takes the leader's word, from behind a ReadIndex.
+        let removed = !listed() && member.raft.read_point().await.is_ok() && !listed();
+        Ok(Response::new(peer::PingReply {
+            envelope: member.envelope(request.envelope.as_ref()),
+            last_log_index: member.raft.positions().last_log,
+            removed,
+        }))
     }
 
     async fn promise(

@@ -11,6 +11,7 @@ use raftlock_proto::SESSION_REQUEST_BYTES_MAX;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::members::controller::Refused;
 use crate::outbox::Ending;
 use crate::raft::{Member, ReadError};
 
@@ -99,6 +100,18 @@ pub fn rejected(rejection: &Rejection) -> Status {
         Rejection::NotConfigured => (Code::Unavailable, Some(ELECTION_WAIT)),
     };
     with_reason(code, reason(rejection), rejection.to_string(), retry)
+}
+
+/// A change of the membership that was not made.
+pub fn membership(refused: &Refused) -> Status {
+    let (code, reason) = match refused {
+        Refused::NotLeader => return no_leader(),
+        Refused::Unknown => (Code::DeadlineExceeded, "OUTCOME_UNKNOWN"),
+        Refused::NotFound(_) => (Code::NotFound, "NO_SUCH_MEMBER"),
+        Refused::Not(_) => (Code::FailedPrecondition, "MEMBERSHIP"),
+        Refused::Invalid(_) => (Code::InvalidArgument, "INVALID_ARGUMENT"),
+    };
+    with_reason(code, reason, refused.to_string(), None)
 }
 
 /// The machine-readable word for a rejection, in statuses and on session streams alike.
