@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use raftlock_proto::v1::admin_client::AdminClient;
-use raftlock_proto::v1::{StatusRequest, StatusResponse};
+use raftlock_proto::v1::{MemberStatus, StatusRequest, StatusResponse};
 use raftlock_tests::cluster::eventually;
 use raftlock_tests::wires::FreePorts;
 
@@ -32,25 +32,13 @@ impl Processes {
     pub async fn start(count: usize, flags: &[&str]) -> Processes {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let ports = FreePorts::take(count * 2);
-        let peers = ports.addresses[..count].to_vec();
+        let (peers, listens) = ports.addresses.split_at(count);
+        let expect = count.to_string();
+        let founders = ["--seeds", &peers.join(","), "--bootstrap-expect", &expect];
+        let flags = [&founders, flags].concat();
         let nodes = (0..count).map(|at| {
             let name = format!("n{}", at + 1);
-            let (listen, peer) = (ports.addresses[count + at].clone(), peers[at].clone());
-            let data = dir.path().join(&name);
-            let mut args: Vec<String> = vec!["serve".into()];
-            let pairs = [
-                ("--node-name", name.clone()),
-                ("--listen", listen.clone()),
-                ("--peer-listen", peer.clone()),
-                ("--data-dir", data.display().to_string()),
-                ("--seeds", peers.join(",")),
-                ("--bootstrap-expect", count.to_string()),
-                ("--ballast", "0".to_owned()),
-            ];
-            args.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
-            args.push("--allow-volatile-data".into());
-            args.extend(flags.iter().map(|flag| (*flag).to_owned()));
-            NodeProcess { name, listen, peer, data, args, child: None, starts: 0 }
+            NodeProcess::new(name, &listens[at], &peers[at], dir.path(), &flags)
         });
         let nodes = nodes.collect();
         drop(ports);
@@ -60,6 +48,19 @@ impl Processes {
         }
         processes.ready().await;
         processes
+    }
+
+    /// Starts one more node, which is to join through the one at `seed`.
+    pub fn add(&mut self, seed: usize) -> usize {
+        let ports = FreePorts::take(2);
+        let at = self.nodes.len();
+        let flags = ["--seeds", &self.nodes[seed].peer.clone()];
+        let (peer, listen) = (&ports.addresses[0], &ports.addresses[1]);
+        let node = NodeProcess::new(format!("n{}", at + 1), listen, peer, self.dir.path(), &flags);
+        self.nodes.push(node);
+        drop(ports);
+        self.spawn(at);
+        at
     }
 
     /// Starts a node that is down.
@@ -147,11 +148,46 @@ impl Processes {
         self.dir.path()
     }
 
+    /// A process that was left to end by itself: its exit code.
+    pub async fn ended(&mut self, at: usize) -> Option<i32> {
+        let mut child = self.nodes[at].child.take().expect("it was up");
+        eventually("the node ends", async || child.try_wait().expect("ours")).await.code()
+    }
+
+    /// Waits until the node at `seen_by` sees so many voters, the one named among them.
+    pub async fn votes(&self, seen_by: usize, name: &str, voters: usize) {
+        eventually(&format!("{name} votes, one of {voters}"), async || {
+            let members = self.status(seen_by).await?.members;
+            let votes = |member: &&MemberStatus| member.role == "voter";
+            let is_there = members.iter().filter(votes).any(|m| m.name == name && m.state == "alive");
+            (is_there && members.iter().filter(votes).count() == voters).then_some(())
+        })
+        .await;
+    }
+
     /// What a node has logged since its last start.
     pub fn log(&self, at: usize) -> String {
         let node = &self.nodes[at];
         let path = self.dir.path().join(format!("{}.{}.log", node.name, node.starts));
         std::fs::read_to_string(path).unwrap_or_default()
+    }
+}
+
+impl NodeProcess {
+    fn new(name: String, listen: &str, peer: &str, folder: &Path, flags: &[&str]) -> NodeProcess {
+        let data = folder.join(&name);
+        let own = [
+            ("--node-name", name.as_str()),
+            ("--listen", listen),
+            ("--peer-listen", peer),
+            ("--data-dir", data.to_str().expect("a path of ASCII letters")),
+            ("--ballast", "0"),
+        ];
+        let own = own.into_iter().flat_map(|(flag, value)| [flag, value]);
+        let all = ["serve", "--allow-volatile-data"].into_iter().chain(own).chain(flags.iter().copied());
+        let args = all.map(str::to_owned).collect();
+        let (listen, peer) = (listen.to_owned(), peer.to_owned());
+        NodeProcess { name, listen, peer, data, args, child: None, starts: 0 }
     }
 }
 
