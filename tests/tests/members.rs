@@ -344,6 +344,52 @@ async fn the_leadership_moves_to_whom_the_operator_names() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_voter_leaves_to_a_learner_and_the_last_member_just_stops() {
+    let mut life = Life::begin(3, 2).await;
+    life.start(1).await;
+    life.settled(&[0], &[1]).await;
+    let client = life.client("c").await;
+    let guard = client.lock("k").ttl(Duration::from_secs(20)).await.expect("granted");
+    life.take(0).leave().await.expect("it is let go");
+    life.settled(&[1], &[]).await;
+    assert!(guard.is_held());
+    let next = client.lock("another").await.expect("the learner took over");
+    assert!(next.token() > guard.token());
+    life.take(1).leave().await.expect("nobody is left to ask");
+    // It left nobody, so it is no deserter.
+    life.start(1).await;
+    life.node(1).ready().await;
+    assert_eq!(client.get("k").await.expect("a lock").holders[0].token, guard.token());
+    client.close().await;
+    life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_stays_dead_gives_its_place_to_a_learner_if_the_operator_said_so() {
+    let mut life = Life::begin(3, 4).await;
+    life.take(0).stop().await;
+    for at in 0..4 {
+        life.configs[at].remove_dead_after = Some(Duration::from_secs(10));
+        life.start(at).await;
+    }
+    eventually("three vote and one learns", async || (life.roles(0).0.len() == 3).then_some(())).await;
+    let (voters, learners) = life.roles(0);
+    let leader = format!("n{}", life.leader().await + 1);
+    let number = |name: &str| name[1..].parse::<usize>().expect("a number") - 1;
+    let dead = number(voters.iter().find(|name| **name != leader).expect("another voter"));
+    life.take(dead).abandon().await;
+    let left: Vec<usize> = (0..4).filter(|at| *at != dead).collect();
+    life.settled(&left, &[]).await;
+    assert_eq!(learners.len(), 1);
+    // Back again it learns that its place is gone.
+    life.start(dead).await;
+    let why = life.node(dead).failed().await;
+    assert!(matches!(why, NodeError::Removed), "{why}");
+    life.take(dead).stop().await;
+    life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joiner_that_cannot_be_let_in_is_told_why() {
     let life = Life::begin(3, 2).await;
     let first = life.node(0).status().node.expect("it says who it is");

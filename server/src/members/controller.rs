@@ -393,8 +393,10 @@ impl Controller {
         self.0.roster.contact(id).map_or(Liveness::Alive, |contact| contact.liveness)
     }
 
+    /// Not before the table has its settings: without them nobody knows how many are to vote.
     fn office(&self) -> Option<Office> {
-        self.0.raft.standing().borrow().office
+        let office = self.0.raft.standing().borrow().office;
+        office.filter(|_| self.0.raft.machine().glance(|table| table.settings().is_some()))
     }
 
     fn me(&self) -> u64 {
