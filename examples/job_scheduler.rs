@@ -25,7 +25,7 @@ use clap::{ArgAction, CommandFactory, Parser, value_parser};
 use croner::{Cron, Direction};
 use raftlock::{Client, FencingToken};
 use raftlock_examples::cluster;
-use raftlock_examples::crew::{Crew, Event, Parent};
+use raftlock_examples::crew::{self, Crew, Event, Parent};
 use raftlock_examples::fenced::{FencedDb, Stale};
 use tokio::task::JoinSet;
 
@@ -230,41 +230,26 @@ struct Worker {
     stop_in: Option<i64>,
 }
 
-/// The first argument of a scheduler.
-const WORKER: &str = "worker";
-
 /// What runs so much longer than its schedule hangs.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    parent_or_worker().await.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    crew::main(schedule, oversee).await
 }
 
-async fn parent_or_worker() -> Result<ExitCode> {
-    if std::env::args().nth(1).as_deref() == Some(WORKER) {
-        schedule(Worker::parse_from(std::env::args().skip(1))).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let args = Args::parse();
+/// The parent: runs the schedulers to their end, then looks into the ledger.
+async fn oversee(args: Args) -> Result<ExitCode> {
     if args.workers < 2 && args.kill {
         let problem = "--kill needs at least two --workers; for one, say --kill=false";
         Args::command().error(ErrorKind::ValueValidation, problem).exit();
     }
-    oversee(&args).await
-}
-
-/// The parent: runs the schedulers to their end, then looks into the ledger.
-async fn oversee(args: &Args) -> Result<ExitCode> {
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("ledger.db");
     let mut ledger = FencedDb::create(&path, TABLES)?;
     let given = args.endpoints.as_deref();
     let (endpoints, cluster) = cluster::given_or_private(given, dir.path()).await?;
-    let plan = Plan::from_now(args)?;
+    let plan = Plan::from_now(&args)?;
     let limit = RUN_LIMIT + Duration::from_secs(args.seconds.into());
     let ran = run_schedulers(args.workers, &endpoints, &path, &plan);
     let ended = tokio::time::timeout(limit, ran).await;
@@ -302,7 +287,6 @@ async fn run_schedulers(workers: u32, endpoints: &str, ledger: &Path, plan: &Pla
     let mut crew = Crew::new();
     for number in 1..=workers {
         let mut arguments = vec![
-            WORKER.to_owned(),
             format!("--number={number}"),
             format!("--ledger={}", ledger.display()),
             format!("--endpoints={endpoints}"),

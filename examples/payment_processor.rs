@@ -19,7 +19,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, value_parser};
 use raftlock::{Client, Error, FencingToken};
 use raftlock_examples::cluster;
-use raftlock_examples::crew::{Crew, Event, Parent};
+use raftlock_examples::crew::{self, Crew, Event, Parent};
 use raftlock_examples::fenced::{FencedDb, Stale};
 
 /// How long the way to the bank takes, and a receipt to the customer.
@@ -178,9 +178,6 @@ struct Worker {
     stop_at: Option<u32>,
 }
 
-/// The first argument of a processor.
-const WORKER: &str = "worker";
-
 /// What runs longer than this, and a second more for each payment, hangs.
 const RUN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -189,23 +186,7 @@ const FROZEN: u32 = 1;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    parent_or_worker().await.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
-}
-
-async fn parent_or_worker() -> Result<ExitCode> {
-    if std::env::args().nth(1).as_deref() == Some(WORKER) {
-        work(Worker::parse_from(std::env::args().skip(1))).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let args = Args::parse();
-    if args.workers < 2 && (args.freeze || args.no_lock) {
-        let problem = "--freeze and --no-lock need at least two --workers";
-        Args::command().error(ErrorKind::ValueValidation, problem).exit();
-    }
-    oversee(args).await
+    crew::main(work, oversee).await
 }
 
 async fn work(worker: Worker) -> Result<()> {
@@ -220,6 +201,10 @@ async fn work(worker: Worker) -> Result<()> {
 
 /// The parent: runs the processors to their end, then looks into the ledger.
 async fn oversee(args: Args) -> Result<ExitCode> {
+    if args.workers < 2 && (args.freeze || args.no_lock) {
+        let problem = "--freeze and --no-lock need at least two --workers";
+        Args::command().error(ErrorKind::ValueValidation, problem).exit();
+    }
     let dir = tempfile::tempdir()?;
     let path = dir.path().join("ledger.db");
     let mut ledger = FencedDb::create(&path, TABLES)?;
@@ -292,7 +277,6 @@ impl Run {
         let ttl = if self.args.freeze { 2 } else { 10 };
         for number in numbers {
             let mut arguments = vec![
-                WORKER.to_owned(),
                 format!("--number={number}"),
                 format!("--payments={}", self.args.payments),
                 format!("--ledger={}", self.path.display()),

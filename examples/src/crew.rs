@@ -1,14 +1,16 @@
 //! Worker processes: this executable again, once for each worker, so that one can be frozen or killed alone.
 //!
-//! A worker prints what it does; the parent hears it line by line. At a point where the parent wants to act, a worker
-//! [waits for its word](Parent::wait_for_go), so nothing depends on who is faster.
+//! [`main`] tells worker and parent apart. A worker prints what it does; the parent hears it line by line. At a point
+//! where the parent wants to act, a worker [waits for its word](Parent::wait_for_go), so nothing depends on who is
+//! faster.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::process::{ExitStatus, Stdio};
+use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::{Mutex, mpsc as std_mpsc};
 
 use anyhow::{Context, Result};
+use clap::Parser;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -16,8 +18,29 @@ use tokio::sync::mpsc;
 /// The line by which a worker says that it waits for the parent's word.
 const WAITS: &str = "(waits)";
 
+/// The first argument of a worker.
+const WORKER: &str = "worker";
+
 /// How many lines may lie unread; then the workers wait for the parent.
 const LINES_MAX: usize = 256;
+
+/// An example's `main`: `work` with the arguments that [`Crew::start`] gave, or else `oversee` with the user's.
+pub async fn main<W: Parser, A: Parser>(
+    work: impl AsyncFnOnce(W) -> Result<()>,
+    oversee: impl AsyncFnOnce(A) -> Result<ExitCode>,
+) -> ExitCode {
+    let mut arguments = std::env::args().skip(1).peekable();
+    let ended = if arguments.peek().is_some_and(|first| first == WORKER) {
+        // What is skipped is in the place of a program's name.
+        work(W::parse_from(arguments)).await.map(|()| ExitCode::SUCCESS)
+    } else {
+        oversee(A::parse()).await
+    };
+    ended.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
 
 /// What a worker did.
 #[derive(Debug)]
@@ -57,6 +80,7 @@ impl Crew {
     /// If the operating system starts no process.
     pub fn start(&mut self, number: u32, arguments: &[String]) -> Result<()> {
         let mut process = Command::new(std::env::current_exe()?)
+            .arg(WORKER)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
