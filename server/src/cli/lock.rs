@@ -8,6 +8,7 @@ use raftlock_proto::v1::{LockRequest, LockResponse, Mode};
 use serde_json::json;
 
 use super::failure::Failure;
+use super::lease::Lease;
 use super::target::Target;
 use super::{calls, print, values};
 
@@ -16,13 +17,8 @@ use super::{calls, print, values};
 /// To hold a lock while a command runs, use `raftlock run`: it renews.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the lock.
-    #[arg(value_name = "RESOURCE")]
-    resource: String,
-    /// Length of the lease: 30s, or a number of seconds; 0 is the server's default. A holder that renews rides out
-    /// a change of leader from about 4s on.
-    #[arg(long, value_name = "TIME", default_value = "0", hide_default_value = true, value_parser = values::duration)]
-    ttl: Duration,
+    #[command(flatten)]
+    lease: Lease,
     /// Wait for the lock at most so long, up to 10m. Default: do not wait.
     #[arg(long, value_name = "TIME", default_value = "0", hide_default_value = true, value_parser = values::duration)]
     wait: Duration,
@@ -42,16 +38,16 @@ pub struct Args {
 
 /// Takes the lock, or says who has it.
 pub async fn execute(args: Args, target: &Target) -> Result<(), Failure> {
-    let wait = args.wait;
+    let (Lease { resource, ttl }, wait) = (args.lease, args.wait);
     let (mode, (permits, capacity)) = match args.permits {
         Some(of) => (Mode::Permits, of),
         None if args.shared => (Mode::Shared, (0, 0)),
         None => (Mode::Exclusive, (0, 0)),
     };
     let request = LockRequest {
-        resource_id: args.resource.clone(),
+        resource_id: resource.clone(),
         client_id: target.id.clone(),
-        ttl_ms: millis(args.ttl),
+        ttl_ms: millis(ttl),
         mode: mode.into(),
         permits,
         capacity,
@@ -65,21 +61,19 @@ pub async fn execute(args: Args, target: &Target) -> Result<(), Failure> {
         let request = attempt.request(LockRequest { wait_ms, ..request.clone() });
         attempt.client.lock(request).await
     });
-    let unknown = format!(
-        "{} may be held by {} until its lease is over; `raftlock get` shows it",
-        args.resource, target.id
-    );
+    let unknown =
+        format!("{resource} may be held by {} until its lease is over; `raftlock get` shows it", target.id);
     let answer = answered.await.map_err(|reason| reason.into_failure(&unknown))?;
     if args.json {
-        print::json(&as_json(&args.resource, &answer))?;
+        print::json(&as_json(&resource, &answer))?;
     }
     if !answer.success {
-        return Err(Failure::NotAcquired(not_acquired(&args.resource, &target.id, &answer)));
+        return Err(Failure::NotAcquired(not_acquired(&resource, &target.id, &answer)));
     }
     if !args.json {
-        let (name, lease) = (&args.resource, print::brief_ms(answer.remaining_ms));
+        let left = print::brief_ms(answer.remaining_ms);
         print::line(format_args!(
-            "Lock acquired: {name} by {}, token {}, for {lease}",
+            "Lock acquired: {resource} by {}, token {}, for {left}",
             target.id, answer.fencing_token
         ))?;
     }

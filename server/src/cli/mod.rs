@@ -1,7 +1,8 @@
 //! The command line: what can be said, and which file does it. One file per command.
 //!
-//! The files without a command: `target` (which servers), `values` (how durations and sizes are written), `calls`
-//! (unary calls, endpoint by endpoint), `print` (what goes to stdout), `logging`, `failure` (exit codes).
+//! The files without a command: `target` (which servers), `lease` (which lock, for how long), `values` (how durations
+//! and sizes are written), `calls` (unary calls, endpoint by endpoint), `print` (what goes to stdout), `logging`,
+//! `failure` (exit codes).
 
 mod calls;
 mod completions;
@@ -9,6 +10,7 @@ mod demo;
 mod failure;
 mod get;
 mod health;
+mod lease;
 mod list;
 mod lock;
 mod logging;

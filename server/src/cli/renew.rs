@@ -6,18 +6,15 @@ use raftlock_proto::v1::RenewRequest;
 use serde_json::json;
 
 use super::failure::Failure;
+use super::lease::Lease;
 use super::target::Target;
-use super::{calls, lock, print, values};
+use super::{calls, lock, print};
 
 /// Extend a lock that you hold: its lease counts anew from now.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the lock.
-    #[arg(value_name = "RESOURCE")]
-    resource: String,
-    /// Length of the lease: 30s, or a number of seconds; 0 is the server's default.
-    #[arg(long, value_name = "TIME", default_value = "0", hide_default_value = true, value_parser = values::duration)]
-    ttl: Duration,
+    #[command(flatten)]
+    lease: Lease,
     /// Token of the grant to extend. Without it, the one that --id holds now.
     #[arg(long, value_name = "TOKEN")]
     token: Option<u64>,
@@ -28,10 +25,11 @@ pub struct Args {
 
 /// Renews the lock, or says that it is not held.
 pub async fn execute(args: Args, target: &Target) -> Result<(), Failure> {
+    let Lease { resource, ttl } = args.lease;
     let request = RenewRequest {
-        resource_id: args.resource.clone(),
+        resource_id: resource.clone(),
         client_id: target.id.clone(),
-        ttl_ms: lock::millis(args.ttl),
+        ttl_ms: lock::millis(ttl),
         fencing_token: args.token.unwrap_or(0),
         ..RenewRequest::default()
     };
@@ -40,9 +38,9 @@ pub async fn execute(args: Args, target: &Target) -> Result<(), Failure> {
         let request = attempt.request(request.clone());
         attempt.client.renew(request).await
     });
-    let unknown = format!("{} may have been renewed; `raftlock get` shows it", args.resource);
+    let unknown = format!("{resource} may have been renewed; `raftlock get` shows it");
     let answer = answered.await.map_err(|reason| reason.into_failure(&unknown))?;
-    let (name, message) = (&args.resource, &answer.message);
+    let (name, message) = (&resource, &answer.message);
     if args.json {
         let remaining_ms = answer.remaining_ms;
         print::json(
