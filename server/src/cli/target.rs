@@ -88,7 +88,31 @@ fn address(endpoint: &str) -> Result<String, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use clap::{CommandFactory, FromArgMatches, Parser};
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        target: Target,
+    }
+
+    fn addresses(flags: &[&str]) -> Vec<String> {
+        let matches = Line::command().get_matches_from(std::iter::once(&"raftlock").chain(flags));
+        let line = Line::from_arg_matches(&matches).expect("sound");
+        line.target.settled(&matches).expect("sound").endpoints
+    }
+
+    #[test]
+    fn without_a_flag_it_is_the_port_of_this_machine() {
+        assert_eq!(addresses(&[]), ["localhost:50051"]);
+        assert_eq!(addresses(&["--host", "example", "--port", "8080"]), ["example:8080"]);
+        assert_eq!(addresses(&["--host", "example"]), ["example:50051"]);
+        assert_eq!(addresses(&["--port", "8080"]), ["localhost:8080"]);
+        assert_eq!(addresses(&["--host", "::1"]), ["[::1]:50051"]);
+        assert_eq!(addresses(&["--endpoints", "a:1,http://b:2"]), ["a:1", "b:2"]);
+    }
 
     #[test]
     fn endpoints_are_written_in_two_ways() {
