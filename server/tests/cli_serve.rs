@@ -94,6 +94,19 @@ fn a_data_folder_in_use_is_refused() {
 }
 
 #[test]
+fn a_disk_that_does_not_hold_what_it_was_given_is_74() {
+    let mut server = Server::start();
+    server.run(["lock", "a"]).exits(0);
+    server.node.signal(libc::SIGTERM);
+    assert!(server.node.wait().success());
+    let file = rusqlite::Connection::open(server.data.path().join("raft.db")).expect("a SQLite file");
+    let damage = "UPDATE log SET data = zeroblob(length(data)) WHERE idx = (SELECT max(idx) FROM log)";
+    assert_eq!(file.execute(damage, ()).expect("written"), 1);
+    drop(file);
+    finish(serve(server.data.path())).exits(74).complains(&["raft.db", "replace"]);
+}
+
+#[test]
 fn what_cannot_be_listened_on_or_written_to_is_named() {
     let server = Server::start();
     let data = tempfile::tempdir().expect("a folder");
