@@ -50,6 +50,32 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
 }
 
 #[test]
+fn node_id_and_cluster_nodes_are_understood_below_ours() {
+    let port = cli_support::dead_endpoint();
+    let server = Server::with(|serve| {
+        serve.env("NODE_ID", "7").env("CLUSTER_NODES", "").args(["--cluster-name", "compose"]);
+    });
+    let status = server.run(["status", "--json"]).exits(0).json();
+    assert_eq!(status[0]["node"]["name"], "node7");
+
+    let told = |name: &str, value: &str| {
+        let data = tempfile::tempdir().expect("a folder");
+        let mut command = serve(data.path());
+        command.env(name, value);
+        finish(command).exits(2).complains(&[name, value]);
+    };
+    told("NODE_ID", "first");
+    told("CLUSTER_NODES", "node1");
+    // A value that is not asked for is not held against anybody.
+    let server = Server::with(|serve| {
+        serve.env("NODE_ID", "first").env("CLUSTER_NODES", "node1").env("RAFTLOCK_NODE_NAME", "ours");
+        serve.env("RAFTLOCK_SEEDS", &port).env("RAFTLOCK_BOOTSTRAP_EXPECT", "1");
+    });
+    let status = server.run(["status", "--json"]).exits(0).json();
+    assert_eq!(status[0]["node"]["name"], "ours");
+}
+
+#[test]
 fn a_wrong_file_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("raftlock.toml");

@@ -2,10 +2,11 @@
 //!
 //! The files without a command: `target` (which servers), `lease` (which lock, for how long), `values` (how durations
 //! and sizes are written), `calls` (unary calls, endpoint by endpoint), `print` (what goes to stdout), `logging`,
-//! `failure` (exit codes).
+//! `failure` (exit codes), `compose_env` (two variables of `serve` that are not named RAFTLOCK_).
 
 mod calls;
 mod completions;
+mod compose_env;
 mod demo;
 mod failure;
 mod get;

@@ -1,7 +1,8 @@
 //! `raftlock serve`: runs a node until it is told to stop or cannot go on.
 //!
 //! A setting comes from the defaults, below the file of `--config`, below the environment, below the flags. What is
-//! left is checked once, by the library, and an error names the flag.
+//! left is checked once, by the library, and an error names the flag. The two variables of `compose_env` lie between the
+//! file and the environment.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use raftlock_server::store::StoreError;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::compose_env::{self, ComposeEnv};
 use super::failure::{Failure, chain};
 use super::logging::{self, LogFormat};
 use super::print::brief;
@@ -26,6 +28,10 @@ const FAILED_LIMIT: Duration = Duration::from_secs(1);
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Run a node. Without flags: a single node on 127.0.0.1:50051, with its data in ./raftlock-data.
+///
+/// Two more variables are understood, and what is said by a flag or a RAFTLOCK_ variable wins over them: NODE_ID=1
+/// names the node node1; CLUSTER_NODES=node1:50051,node2:50051,node3:50051 gives the hosts to found a cluster of three
+/// with, each at peer port 50052. A node named like one of them, and listening on 0.0.0.0, advertises that host.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Read settings from this TOML file; its keys are the flags' names. The environment and flags win over it.
@@ -172,7 +178,7 @@ pub fn execute(args: Args) -> Result<(), Failure> {
         None => Settings::default(),
     };
     let log_format = args.settings.log_format.or(file.log_format).unwrap_or(LogFormat::Text);
-    let config = layered(file, args.settings, &host_name());
+    let config = layered(file, &ComposeEnv::read()?, args.settings, &host_name())?;
     config.validate().map_err(|error| Failure::Usage(format!("--{error}")))?;
     logging::start(logging::SERVER_FILTER, log_format)?;
     super::block_on(serve(config))
@@ -184,13 +190,30 @@ fn read(path: &Path) -> Result<Settings, Failure> {
     toml::from_str(&text).map_err(|error| wrong(error.to_string()))
 }
 
-fn layered(file: Settings, flags: Settings, host: &str) -> Config {
+fn layered(file: Settings, compose: &ComposeEnv, flags: Settings, host: &str) -> Result<Config, Failure> {
     let mut config = Config::new(host, "raftlock-data");
     file.lay_over(&mut config);
+    let name = if flags.node_name.is_none() { compose.node_name()? } else { None };
+    let hosts = if flags.seeds.is_none() { compose.hosts()? } else { None };
+    let hosts = hosts.unwrap_or_default();
+    from_compose(name, &hosts).lay_over(&mut config);
     flags.lay_over(&mut config);
+    // A container's host name may be a number that nobody else knows, and another one tomorrow.
+    let host = hosts.iter().find(|known| **known == config.node_name).map_or(host, String::as_str);
     config.advertise = config.advertise.or_else(|| behind_wildcard(&config.listen, host));
     config.peer_advertise = config.peer_advertise.or_else(|| behind_wildcard(&config.peer_listen, host));
-    config
+    Ok(config)
+}
+
+fn from_compose(node_name: Option<String>, hosts: &[String]) -> Settings {
+    let seeds = hosts.iter().map(|host| compose_env::peer_address(host)).collect();
+    let given = !hosts.is_empty();
+    Settings {
+        node_name,
+        seeds: given.then_some(Seeds(seeds)),
+        bootstrap_expect: given.then_some(hosts.len()),
+        ..Settings::default()
+    }
 }
 
 /// What to tell others when the address listened on is no address: the host's name. A port that is chosen at the
@@ -321,7 +344,7 @@ mod tests {
             "node-name = 'from-file'\nheartbeat = '20ms'\nvoters = 5\nseeds = ['a', 'b:1']\ndefault-ttl = 12",
         );
         let flags = Settings { node_name: Some("from-flag".into()), ..Settings::default() };
-        let config = layered(given, flags, "host");
+        let config = layered(given, &ComposeEnv::default(), flags, "host").expect("sound");
         assert_eq!(config.node_name, "from-flag");
         assert_eq!(config.heartbeat, Duration::from_millis(20));
         assert_eq!((config.voters, config.seeds), (5, vec!["a".to_owned(), "b:1".to_owned()]));
@@ -331,10 +354,49 @@ mod tests {
 
     #[test]
     fn a_wildcard_is_advertised_as_the_host() {
-        let advertised = |text: &str| layered(file(text), Settings::default(), "h1").advertise;
+        let advertised = |text: &str| {
+            layered(file(text), &ComposeEnv::default(), Settings::default(), "h1").expect("sound").advertise
+        };
         assert_eq!(advertised("listen = '0.0.0.0:7000'\nnode-name = 'n1'").as_deref(), Some("h1:7000"));
         assert_eq!(advertised("listen = '0.0.0.0:7000'\nadvertise = 'x:1'").as_deref(), Some("x:1"));
         assert_eq!(advertised("listen = '10.0.0.1:7000'"), None);
+    }
+
+    fn compose(node_id: &str, cluster_nodes: &str) -> ComposeEnv {
+        ComposeEnv { node_id: Some(node_id.into()), cluster_nodes: Some(cluster_nodes.into()) }
+    }
+
+    #[test]
+    fn node_id_and_cluster_nodes_name_the_node_and_its_cluster() {
+        let compose = compose("2", "node1:50051,node2:50051,node3:50051");
+        let given = file(
+            "node-name = 'file'\nseeds = ['file']\nlisten = '0.0.0.0:50051'\npeer-listen = '0.0.0.0:50052'",
+        );
+        let config = layered(given, &compose, Settings::default(), "4f1b").expect("sound");
+        assert_eq!(config.node_name, "node2");
+        assert_eq!(config.seeds, ["node1:50052", "node2:50052", "node3:50052"]);
+        assert_eq!(config.bootstrap_expect, Some(3));
+        assert_eq!(config.advertise.as_deref(), Some("node2:50051"));
+        assert_eq!(config.peer_advertise.as_deref(), Some("node2:50052"));
+        assert_eq!(config.validate(), Ok(()));
+    }
+
+    #[test]
+    fn our_own_settings_win_over_both_and_over_what_is_wrong_in_them() {
+        let flags = || Settings {
+            node_name: Some("ours".into()),
+            seeds: Some(Seeds(vec!["a".into()])),
+            listen: Some("0.0.0.0:50051".into()),
+            ..Settings::default()
+        };
+        let config = layered(file(""), &compose("x", "x"), flags(), "4f1b").expect("neither is read");
+        assert_eq!((config.node_name.as_str(), config.bootstrap_expect), ("ours", None));
+        assert_eq!((config.seeds, config.advertise.as_deref()), (vec!["a".into()], Some("4f1b:50051")));
+        let expect = Settings { bootstrap_expect: Some(2), ..Settings::default() };
+        let config = layered(file(""), &compose("1", "a:1,b:1,c:1"), expect, "host").expect("sound");
+        assert_eq!(config.bootstrap_expect, Some(2));
+        assert!(layered(file(""), &compose("x", "a:1"), Settings::default(), "host").is_err());
+        assert!(layered(file(""), &compose("1", "a"), Settings::default(), "host").is_err());
     }
 
     #[test]

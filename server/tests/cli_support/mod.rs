@@ -22,7 +22,8 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 pub fn raftlock<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_raftlock"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("RAFTLOCK_") {
+        let text = name.to_string_lossy();
+        if text.starts_with("RAFTLOCK_") || text == "NODE_ID" || text == "CLUSTER_NODES" {
             command.env_remove(name);
         }
     }
