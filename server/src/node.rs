@@ -472,7 +472,7 @@ async fn first_some<T: Clone>(watched: &mut watch::Receiver<Option<T>>) -> T {
     }
 }
 
-/// One line whenever another node leads.
+/// One line whenever another node leads, with what this one is then.
 async fn report_leader(raft: RaftHandle) {
     let mut standing = raft.standing();
     let mut known = None;
@@ -481,7 +481,7 @@ async fn report_leader(raft: RaftHandle) {
         let leader = now.leader.map(|(_, member)| member.name);
         if leader != known {
             match &leader {
-                Some(leader) => tracing::info!(leader, term = now.term, "leader known"),
+                Some(leader) => tracing::info!(leader, role = now.role, term = now.term, "leader known"),
                 None => tracing::info!(term = now.term, "no leader known"),
             }
             known = leader;
