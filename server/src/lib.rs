@@ -25,7 +25,7 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | [`node`] | one node from start to stop; wires the rest |
+//! | [`node`] | one node from start to stop; wires the rest (`life`, `disk`, `ports`) |
 //! | [`config`] | what a node is told, defaults, bounds |
 //! | `founding` | how new nodes become one cluster, and never two |
 //! | `edge`, `relay`, `outbox` | clients' connections, and the way from there to the leader |

@@ -80,7 +80,7 @@ fn tonic_is_named_only_at_the_edges() {
         "server/src/edge.rs",
         "server/src/links.rs",
         "server/src/net.rs",
-        "server/src/node.rs",
+        "server/src/node/ports.rs",
         "server/src/relay.rs",
         "server/src/raft/network.rs",
         "server/src/raft/snapshot.rs",

@@ -1,0 +1,173 @@
+//! What happens behind a started node: it finds its cluster, takes part in Raft, and serves, until it is stopped or
+//! cannot go on.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lock_table::Ttl;
+use tokio_util::sync::CancellationToken;
+
+use super::disk::REMOVED;
+use super::{NodeError, Seams, first_some};
+use crate::config::{Config, with_peer_port};
+use crate::edge::{Edge, Local};
+use crate::founding::{Founding, FoundingPlan};
+use crate::links::{ClusterLinks, LinkTimes, PeerLinks};
+use crate::members::controller::Controller;
+use crate::members::roster::Roster;
+use crate::peers::{Identity, PeerGuard};
+use crate::proposer::{FirstEntry, Proposer};
+use crate::raft::{Machine, RaftHandle, RaftSettings, compaction};
+use crate::relay;
+use crate::service::lock::Calls;
+use crate::service::peer::{Membership, PEER_BOOTS, PeerService, boots_from_bytes};
+use crate::service::session::Sessions;
+use crate::store::Store;
+use crate::streams::Streams;
+
+/// How long a dial to another node may take.
+const CONNECT_LIMIT: Duration = Duration::from_millis(500);
+
+/// The parts of a started node, handed to the task behind it.
+pub struct Life {
+    pub identity: (u64, u64),
+    pub store: Store,
+    pub founding: Arc<Founding>,
+    pub edge: Arc<Edge>,
+    pub proposer: Proposer,
+    pub roster: Roster,
+    pub raft: Arc<OnceLock<RaftHandle>>,
+    pub peers: PeerService,
+    pub config: Config,
+    pub seams: Seams,
+    pub stop: CancellationToken,
+}
+
+impl Life {
+    /// Until the node is stopped; an error is why it cannot go on.
+    pub async fn run(self) -> Result<(), NodeError> {
+        let mut poisoned = self.store.poisoned();
+        let disk_failed = async move { first_some(&mut poisoned).await };
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Ok(()),
+            cause = disk_failed => {
+                tracing::error!(%cause, "the disk failed: this node serves no more");
+                self.edge.stop();
+                Err(NodeError::Store(cause))
+            }
+            ended = self.live() => {
+                self.edge.stop();
+                ended
+            }
+        }
+    }
+
+    async fn live(&self) -> Result<(), NodeError> {
+        let ping = self.config.election_min;
+        let links =
+            Arc::new(PeerLinks::new(self.seams.net.clone(), LinkTimes { connect: CONNECT_LIMIT, ping }));
+        let founded = self.founding.find(&self.plan(), &links).await?;
+        let (me, boot) = self.identity;
+        let identity = Identity { cluster: founded.cluster, me, boot };
+        let boots = self.store.value(PEER_BOOTS).map(|bytes| boots_from_bytes(&bytes)).unwrap_or_default();
+        let links = ClusterLinks { links, guard: Arc::new(PeerGuard::new(identity, boots)) };
+
+        let streams = Arc::new(Streams::default());
+        let machine = Machine::new(self.store.clone(), streams.clone());
+        let settings = RaftSettings {
+            heartbeat: self.config.heartbeat,
+            election_min: self.config.election_min,
+            election_max: self.config.election_max,
+        };
+        let raft = RaftHandle::start(settings, links.clone(), self.store.clone(), machine).await;
+        let raft = raft.map_err(|error| NodeError::Raft(error.to_string()))?;
+        let _ = self.raft.set(raft.clone());
+        let calls = Calls {
+            proposer: self.proposer.clone(),
+            raft: raft.clone(),
+            default_ttl: Ttl::new(self.config.default_ttl.as_millis() as u64),
+        };
+        let sessions =
+            Sessions { streams: streams.clone(), proposer: self.proposer.clone(), raft: raft.clone() };
+        let members = Controller::new(
+            raft.clone(),
+            self.proposer.clone(),
+            self.roster.clone(),
+            self.seams.clock.clone(),
+            self.config.remove_dead_after,
+            self.config.election_max,
+        );
+        let local = Arc::new(Local { sessions, calls, members: members.clone() });
+        self.peers.joined(Membership { raft: raft.clone(), links: links.clone(), local: local.clone() });
+        self.edge.joined(founded.cluster);
+        if let Some(members) = founded.initialise {
+            let made = raft.initialize(members).await.map_err(|error| NodeError::Raft(error.to_string()))?;
+            if made {
+                tracing::info!(cluster = %founded.cluster, "new cluster");
+            }
+        }
+
+        let first = FirstEntry { settings: self.config.settings(), token_floor: self.config.token_floor };
+        let propose = self.proposer.clone().run(
+            raft.clone(),
+            streams,
+            self.seams.clock.clone(),
+            first,
+            self.stop.clone(),
+        );
+        let route = relay::run(self.edge.clone(), local, raft.clone(), links.clone(), self.stop.clone());
+        let compact = compaction::run(
+            raft.clone(),
+            self.store.clone(),
+            self.config.snapshot_log_bytes,
+            self.stop.clone(),
+        );
+        let mut fatal = raft.fatal();
+        let stopped = async { NodeError::Raft(first_some(&mut fatal).await) };
+        let report = report_leader(raft.clone());
+        let manage = members.run(&self.stop);
+        tokio::select! {
+            removed = self.roster.run(&raft, &links, &self.seams.clock, &self.stop) => match removed {
+                true => {
+                    self.store.put_value(REMOVED, vec![1].into()).await?;
+                    tracing::warn!("{}", NodeError::Removed);
+                    Err(NodeError::Removed)
+                }
+                false => Ok(()),
+            },
+            error = stopped => {
+                tracing::error!(%error, "this node serves no more");
+                Err(error)
+            }
+            _ = futures_util::future::join5(propose, route, compact, report, manage) => Ok(()),
+        }
+    }
+
+    fn plan(&self) -> FoundingPlan {
+        let seeds: Vec<String> = self.config.seeds.iter().map(|seed| with_peer_port(seed)).collect();
+        let alone = seeds.iter().all(|seed| *seed == self.founding.me().1.peer_address);
+        let expect = self.config.bootstrap_expect.or(alone.then_some(1));
+        FoundingPlan { seeds, expect }
+    }
+}
+
+/// One line whenever another node leads, with what this one is then.
+async fn report_leader(raft: RaftHandle) {
+    let mut standing = raft.standing();
+    let mut known = None;
+    loop {
+        let now = standing.borrow_and_update().clone();
+        let leader = now.leader.map(|(_, member)| member.name);
+        if leader != known {
+            match &leader {
+                Some(leader) => tracing::info!(leader, role = now.role, term = now.term, "leader known"),
+                None => tracing::info!(term = now.term, "no leader known"),
+            }
+            known = leader;
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
+}

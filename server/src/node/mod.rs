@@ -1,0 +1,293 @@
+//! One node, from the opening of its data directory to its orderly end.
+//!
+//! Start: the store is opened and both ports are bound before [`Node::start`] returns, so that what is wrong with
+//! them is said at once. Finding the cluster and electing a leader go on behind; until then calls are answered
+//! UNAVAILABLE.
+//!
+//! Stop, in order: the leader hands over; clients are told to go elsewhere and given a moment; ports close; Raft
+//! stops; the store checkpoints and closes. Nothing here ends the process: a node that cannot go on says why through
+//! [`Node::failed`].
+
+mod disk;
+mod leave;
+mod life;
+mod ports;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use raftlock_proto::v1::StatusResponse;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, ConfigError};
+use crate::edge::Edge;
+use crate::founding::Founding;
+use crate::members::MemberView;
+use crate::members::roster::Roster;
+use crate::net::{Net, TcpNet};
+use crate::proposer::Proposer;
+use crate::raft::{Member, RaftHandle};
+use crate::service::admin::AdminService;
+use crate::service::peer::PeerService;
+use crate::store::{Store, StoreError, Writer};
+use disk::{REMOVED, next_boot, open_store};
+use life::Life;
+use ports::{advertised, listen, serve_peers, serve_public};
+
+/// How long clients get to move their streams elsewhere when the node stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// What a node reaches the world through. Production has one of each; a simulation brings its own.
+#[derive(Clone, Debug)]
+pub struct Seams {
+    /// Connections.
+    pub net: Arc<dyn Net>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// A registered SQLite VFS instead of the operating system's files.
+    pub vfs: Option<String>,
+    /// Who writes to the store.
+    pub writer: Writer,
+}
+
+impl Default for Seams {
+    fn default() -> Self {
+        Seams { net: TcpNet::shared(), clock: SystemClock::shared(), vfs: None, writer: Writer::Thread }
+    }
+}
+
+/// Why a node did not start, or could not go on.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The configuration breaks a bound.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The disk, or what is on it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A port cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// Why.
+        source: Arc<std::io::Error>,
+    },
+    /// What the data directory says of this node cannot be read.
+    #[error("the data directory's {what} cannot be read: replace this node")]
+    Identity {
+        /// Which value.
+        what: &'static str,
+    },
+    /// Raft stopped: an invariant broke, or the disk failed under it.
+    #[error("Raft stopped: {0}")]
+    Raft(String),
+    /// It asked to leave, and the cluster did not let it go in time.
+    #[error("the cluster did not remove this node in time: remove it with `raftlock members remove`")]
+    NotRemoved,
+    /// The cluster removed this node, or it left.
+    #[error(
+        "this node is no member of its cluster any more: it was removed, or it left. To join anew, empty its data \
+         directory and start it with --seeds naming a member"
+    )]
+    Removed,
+}
+
+/// A running node.
+pub struct Node {
+    addresses: Addresses,
+    admin: AdminService,
+    edge: Arc<Edge>,
+    raft: Arc<OnceLock<RaftHandle>>,
+    roster: Roster,
+    proposer: Proposer,
+    store: Store,
+    failed: watch::Receiver<Option<NodeError>>,
+    stop: CancellationToken,
+    ports: CancellationToken,
+    tasks: JoinSet<()>,
+    election_max: Duration,
+}
+
+#[derive(Clone, Debug)]
+struct Addresses {
+    client: String,
+    peer: String,
+}
+
+impl Node {
+    /// Opens the data directory, binds both ports, and goes looking for its cluster.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, the disk or the ports. Nothing was changed but what the disk holds.
+    pub async fn start(config: Config, seams: Seams) -> Result<Node, NodeError> {
+        config.validate()?;
+        let store = open_store(&config, &seams).await?;
+        let client_port = listen(&*seams.net, &config.listen).await?;
+        let peer_port = listen(&*seams.net, &config.peer_listen).await?;
+        let addresses = Addresses {
+            client: advertised(config.advertise.as_deref(), &client_port.address(), &config.node_name),
+            peer: advertised(config.peer_advertise.as_deref(), &peer_port.address(), &config.node_name),
+        };
+        if store.value(REMOVED).is_some() {
+            return Err(NodeError::Removed);
+        }
+        let (id, boot) = next_boot(&store).await?;
+        let member = Member {
+            name: config.node_name.clone(),
+            peer_address: addresses.peer.clone(),
+            client_address: addresses.client.clone(),
+        };
+        let founding = Founding::open(config.cluster_name.clone(), (id, member), store.clone());
+        let founding = founding.map_err(|_| NodeError::Identity { what: "promise" })?;
+        tracing::info!(
+            node = config.node_name, id, boot, listen = client_port.address(), peers = peer_port.address(),
+            data = %config.data_dir.display(), "node starts"
+        );
+
+        let edge = Edge::new();
+        let proposer = Proposer::new();
+        let raft = Arc::new(OnceLock::new());
+        let roster = Roster::new();
+        let admin = AdminService {
+            founding: founding.clone(),
+            edge: edge.clone(),
+            proposer: proposer.clone(),
+            roster: roster.clone(),
+            raft: raft.clone(),
+        };
+        let peers = PeerService::new(founding.clone(), store.clone());
+        let (stop, ports) = (CancellationToken::new(), CancellationToken::new());
+        let (fail, failed) = watch::channel(None);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_public(edge.clone(), admin.clone(), config.reflection, client_port, ports.clone()));
+        tasks.spawn(serve_peers(peers.clone(), peer_port, ports.clone()));
+        let life = Life {
+            identity: (id, boot),
+            store: store.clone(),
+            founding,
+            edge: edge.clone(),
+            proposer: proposer.clone(),
+            roster: roster.clone(),
+            raft: raft.clone(),
+            peers,
+            config: config.clone(),
+            seams,
+            stop: stop.clone(),
+        };
+        tasks.spawn(async move {
+            if let Err(error) = life.run().await {
+                fail.send_replace(Some(error));
+            }
+        });
+        let election_max = config.election_max;
+        Ok(Node {
+            addresses,
+            admin,
+            edge,
+            raft,
+            roster,
+            proposer,
+            store,
+            failed,
+            stop,
+            ports,
+            tasks,
+            election_max,
+        })
+    }
+
+    /// Where clients reach it.
+    pub fn client_address(&self) -> &str {
+        &self.addresses.client
+    }
+
+    /// Where other nodes reach it.
+    pub fn peer_address(&self) -> &str {
+        &self.addresses.peer
+    }
+
+    /// Its own view of itself and the cluster. No I/O.
+    pub fn status(&self) -> StatusResponse {
+        self.admin.status_now()
+    }
+
+    /// Waits until calls get somewhere: a leader is known and reachable. Cancel safe.
+    pub async fn ready(&self) {
+        let mut route = self.edge.watch_route();
+        let _ = route.wait_for(|route| !matches!(route, crate::edge::Route::Nowhere(_))).await;
+    }
+
+    /// Resolves with the reason when this node cannot go on. Cancel safe.
+    pub async fn failed(&self) -> NodeError {
+        first_some(&mut self.failed.clone()).await
+    }
+
+    /// All members of the cluster as this node sees them, and changes of that. Empty before it belongs to one.
+    pub fn members(&self) -> watch::Receiver<Vec<MemberView>> {
+        self.roster.views()
+    }
+
+    /// Stops in order: see the top of the file. A node that failed closes nothing that could write.
+    pub async fn stop(mut self) {
+        let broken = self.failed.borrow().as_ref().is_some_and(|error| !matches!(error, NodeError::Removed));
+        if self.failed.borrow().is_none() {
+            if let Some(raft) = self.raft.get() {
+                self.proposer.pause();
+                raft.hand_over(None, self.election_max).await;
+            }
+            self.edge.drain();
+            self.streams_gone().await;
+        }
+        self.edge.stop();
+        self.stop.cancel();
+        self.ports.cancel();
+        if let Some(raft) = self.raft.get() {
+            raft.shutdown().await;
+        }
+        let ended = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
+        self.tasks.abort_all();
+        if !broken && let Err(error) = self.store.close().await {
+            tracing::error!(%error, "the store did not close");
+        }
+        tracing::info!("node stopped");
+    }
+
+    /// Ends as a crash would: nothing more is written, nobody is told. For tests.
+    pub async fn abandon(mut self) {
+        self.store.abandon();
+        // A crash closes its connections; here their tasks would go on.
+        self.edge.stop();
+        self.stop.cancel();
+        self.ports.cancel();
+        self.tasks.shutdown().await;
+        if let Some(raft) = self.raft.get() {
+            raft.shutdown().await;
+        }
+    }
+
+    async fn streams_gone(&self) {
+        let gone = async {
+            while self.edge.stream_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN_LIMIT, gone).await;
+    }
+}
+
+/// Waits for a value; for ever, if whoever could give one is gone.
+async fn first_some<T: Clone>(watched: &mut watch::Receiver<Option<T>>) -> T {
+    loop {
+        let now = watched.borrow_and_update().clone();
+        match now {
+            Some(value) => return value,
+            None if watched.changed().await.is_err() => std::future::pending().await,
+            None => {}
+        }
+    }
+}
