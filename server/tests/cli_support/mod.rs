@@ -28,8 +28,13 @@ pub fn raftlock<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Comm
         }
     }
     command.args(arguments).stdin(Stdio::null());
-    // A test run that is started by nohup, or by a shell in the background, ignores HUP and INT, and what it starts
-    // would too; `run` honours that. Here every signal means what it means at a terminal.
+    with_usual_signals(&mut command);
+    command
+}
+
+/// A test run that is started by nohup, or by a shell in the background, ignores HUP and INT, and what it starts would
+/// too; `run` honours that. Here every signal means what it means at a terminal.
+pub fn with_usual_signals(command: &mut Command) {
     // SAFETY: between fork and exec the closure calls only signal(2), which is async-signal-safe, and allocates nothing.
     unsafe {
         command.pre_exec(|| {
@@ -39,7 +44,6 @@ pub fn raftlock<I: AsRef<OsStr>>(arguments: impl IntoIterator<Item = I>) -> Comm
             Ok(())
         });
     }
-    command
 }
 
 /// What a finished command left.

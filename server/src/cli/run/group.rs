@@ -61,6 +61,10 @@ impl Group {
                 id: i32::try_from(child.id()).expect("process ids are positive and have 31 bits"),
             }),
             Err(error) => {
+                // The child that had it is gone, and a shell script that started us is in our group.
+                if let Some(terminal) = terminal {
+                    terminal.take_back();
+                }
                 let text = format!("{} cannot be started: {error}", program.to_string_lossy());
                 Err(match error.kind() {
                     io::ErrorKind::NotFound => Failure::CommandNotFound(text),

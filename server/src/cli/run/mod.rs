@@ -24,6 +24,7 @@ use self::signals::{Asked, Signals};
 use self::terminal::Terminal;
 use self::watchdog::Watchdog;
 use super::failure::Failure;
+use super::lease::Lease;
 use super::logging::{self, LogFormat};
 use super::target::Target;
 use super::{print, values};
@@ -51,13 +52,8 @@ const CLOSE_LIMIT_LOST: Duration = Duration::from_secs(1);
 /// QUIT go to its process group. What it leaves running in that group is ended before the lock is released.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the lock.
-    #[arg(value_name = "RESOURCE")]
-    resource: String,
-    /// How long the lock outlives this machine: 30s, or a number of seconds; 0 is 30s. Below 4s a change of leader
-    /// may cost the lock.
-    #[arg(long, value_name = "TIME", default_value = "0", hide_default_value = true, value_parser = values::duration)]
-    ttl: Duration,
+    #[command(flatten)]
+    lease: Lease,
     /// Wait for the lock at most so long. Default: until it is granted.
     #[arg(long, value_name = "TIME", value_parser = values::duration)]
     wait: Option<Duration>,
@@ -82,10 +78,10 @@ pub fn execute(args: Args, target: Target) -> Result<ExitCode, Failure> {
 
 async fn run(args: Args, target: &Target, watchdog: Watchdog) -> Result<ExitCode, Failure> {
     let mut signals = Signals::listen()?;
-    let ttl = if args.ttl.is_zero() { DEFAULT_TTL } else { args.ttl };
+    let ttl = if args.lease.ttl.is_zero() { DEFAULT_TTL } else { args.lease.ttl };
     let client = Client::builder().endpoints(target.addresses()).owner(&target.id).default_ttl(ttl).lazy();
     let client = client.map_err(|error| Failure::from_sdk(&error))?;
-    let acquiring = client.lock(&args.resource);
+    let acquiring = client.lock(&args.lease.resource);
     let acquiring = match args.wait {
         Some(wait) => acquiring.wait(wait),
         None => acquiring,
@@ -124,14 +120,15 @@ async fn hold(
     ttl: Duration,
     guard: &LockGuard,
     signals: Signals,
-    watchdog: Watchdog,
+    mut watchdog: Watchdog,
 ) -> Result<ExitCode, Failure> {
     // Before the command can end, or the end would be missed.
     let signals = signals.with_command()?;
     let terminal = Terminal::of_stdin();
     let plan = Plan::new(ttl, args.kill_after);
     watchdog.kill_at(guard.remaining(), plan.watchdog_at());
-    if plan.next(guard.remaining()) == Next::Kill {
+    // Who was stopped between the grant and here may have come late.
+    if !matches!(plan.next(guard.remaining()), Next::Run { .. }) {
         return Err(Failure::Lost(format!(
             "the lock {} was lost before the command could start",
             guard.name()
@@ -146,8 +143,8 @@ async fn hold(
             return Err(failure);
         }
     };
-    let supervisor =
-        Supervisor { guard, plan, group, signals, terminal, watchdog, kill_after: args.kill_after };
+    let kill_after = args.kill_after;
+    let supervisor = Supervisor { guard, plan, group, signals, terminal, watchdog, kill_after };
     supervisor.run().await
 }
 
@@ -194,10 +191,10 @@ impl Supervisor<'_> {
             };
             match asked {
                 Asked::PassOn(signal) => self.group.signal(signal),
-                Asked::Suspend => self.suspend(),
+                Asked::Suspend => self.suspend(signals::stop_this_process),
                 Asked::LookAtChild => match self.group.change() {
-                    // In the last part of a lease, while this process was stopped: that was the watchdog.
-                    Some(Change::Ended(KILLED)) if !self.is_in_order() => return None,
+                    // While this process was stopped: that was not the command's own end.
+                    Some(Change::Ended(KILLED)) if self.watchdog.has_killed() => return None,
                     Some(Change::Ended(code)) => return Some(code),
                     Some(Change::Stopped) => self.suspended_by_terminal(),
                     None => {}
@@ -236,31 +233,29 @@ impl Supervisor<'_> {
         }
     }
 
-    /// The group stops first, so that it never runs while nobody looks at the lease.
-    fn suspend(&self) {
-        self.group.signal(libc::SIGSTOP);
-        signals::stop_this_process();
-        self.go_on();
-    }
-
     /// The terminal's suspend character went to the command, which has the terminal. The job is all of us.
-    fn suspended_by_terminal(&self) {
-        if let Some(terminal) = self.terminal {
-            self.group.signal(libc::SIGSTOP);
-            terminal.take_back_from(self.group.id());
-            signals::suspend_job();
-            if terminal.is_ours() {
-                terminal.give_to(self.group.id());
-            }
-            self.go_on();
+    fn suspended_by_terminal(&mut self) {
+        if self.terminal.is_some() {
+            self.suspend(signals::suspend_job);
         }
     }
 
-    /// After SIGCONT: the deadline first. A group whose time is up is not continued; the loop ends it.
-    fn go_on(&self) {
-        if self.is_in_order() {
-            self.group.signal(libc::SIGCONT);
+    /// The group stops first, so that it never runs while nobody looks at the lease. `stop` returns after SIGCONT; then
+    /// the deadline comes first: a group whose time is up is not continued, and the loop ends it.
+    fn suspend(&mut self, stop: fn()) {
+        self.group.signal(libc::SIGSTOP);
+        if let Some(terminal) = self.terminal {
+            terminal.take_back_from(self.group.id());
         }
+        stop();
+        if !self.is_in_order() {
+            return;
+        }
+        // In the foreground again, so the command may read again.
+        if let Some(terminal) = self.terminal.filter(|terminal| terminal.is_ours()) {
+            terminal.give_to(self.group.id());
+        }
+        self.group.signal(libc::SIGCONT);
     }
 
     fn is_in_order(&self) -> bool {

@@ -42,10 +42,15 @@ impl Terminal {
 
     /// Takes it back from the command's group, and from nobody else: in the background it is the shell's.
     pub fn take_back_from(self, group: i32) {
-        // SAFETY: these calls take and return numbers.
-        let (now, ours) = unsafe { (libc::tcgetpgrp(STDIN), libc::getpgrp()) };
-        if now == group {
-            self.give_to(ours);
+        // SAFETY: takes and returns numbers.
+        if unsafe { libc::tcgetpgrp(STDIN) } == group {
+            self.take_back();
         }
+    }
+
+    /// Takes it back from whoever has it.
+    pub fn take_back(self) {
+        // SAFETY: returns a number.
+        self.give_to(unsafe { libc::getpgrp() });
     }
 }

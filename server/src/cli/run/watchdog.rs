@@ -53,9 +53,13 @@ impl Message {
 }
 
 /// The way to the watchdog.
+///
+/// - Once a deadline that it was told has come, it has killed the group, or is about to, and is gone.
 pub struct Watchdog {
     pipe: PipeWriter,
     clock: Clock,
+    /// The last deadline it was told before one of them came.
+    deadline: Option<Duration>,
 }
 
 impl Watchdog {
@@ -75,14 +79,22 @@ impl Watchdog {
                 // SAFETY: ends the process without the parent's exit handlers, which are not this process's to run.
                 unsafe { libc::_exit(0) }
             }
-            _ => Ok(Watchdog { pipe, clock }),
+            _ => Ok(Watchdog { pipe, clock, deadline: None }),
         }
     }
 
     /// The group is to be killed when `reserve` of the lease is left, of which there is `remaining` now.
-    pub fn kill_at(&self, remaining: Duration, reserve: Duration) {
-        let at = (self.clock)() + remaining.saturating_sub(reserve);
-        self.tell(Message::KillAt(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+    pub fn kill_at(&mut self, remaining: Duration, reserve: Duration) {
+        if !self.has_killed() {
+            let at = (self.clock)() + remaining.saturating_sub(reserve);
+            self.deadline = Some(at);
+            self.tell(Message::KillAt(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+        }
+    }
+
+    /// Whether a deadline has come. A renewal after it changes nothing.
+    pub fn has_killed(&self) -> bool {
+        self.deadline.is_some_and(|at| at <= (self.clock)())
     }
 
     /// Nothing is left to be killed.
@@ -120,7 +132,13 @@ fn never_wait_on(pipe: &PipeWriter) -> io::Result<()> {
     }
 }
 
+/// A process of its own in every respect. Its name too: `killall -9 raftlock` means `run`, and this is for that case.
 fn leave_the_family() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the kernel copies the constant string, which ends with a zero and is shorter than its limit of 16 bytes.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, c"rl-watchdog".as_ptr());
+    }
     const MEANT_FOR_OTHERS: [i32; 6] =
         [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
     // SAFETY: these calls take numbers and the address of a constant string, and touch no memory of ours.
@@ -141,20 +159,21 @@ fn leave_the_family() {
 fn watch(mut messages: PipeReader, clock: &Clock) {
     let (mut group, mut kill_at) = (None, None);
     loop {
+        // All that was said before the clock is looked at: who was stopped or slow must not act on an old deadline.
+        while has_message(&messages) {
+            let mut bytes = [0; MESSAGE_BYTES];
+            match messages.read_exact(&mut bytes).ok().and_then(|()| Message::decode(bytes)) {
+                Some(Message::Group(id)) => group = Some(id),
+                Some(Message::KillAt(nanos)) => kill_at = Some(Duration::from_nanos(nanos)),
+                Some(Message::Done) => return,
+                None => return group.into_iter().for_each(kill),
+            }
+        }
         let left = kill_at.map(|at: Duration| at.saturating_sub(clock()));
         match (group, left) {
             (Some(group), Some(Duration::ZERO)) => return kill(group),
-            _ => wait_for_message(&messages, left.map_or(LOOK, |left| left.min(LOOK))),
-        }
-        if !has_message(&messages) {
-            continue;
-        }
-        let mut bytes = [0; MESSAGE_BYTES];
-        match messages.read_exact(&mut bytes).ok().and_then(|()| Message::decode(bytes)) {
-            Some(Message::Group(id)) => group = Some(id),
-            Some(Message::KillAt(nanos)) => kill_at = Some(Duration::from_nanos(nanos)),
-            Some(Message::Done) => return,
-            None => return group.into_iter().for_each(kill),
+            (Some(_), Some(left)) => wait_for_message(&messages, left.min(LOOK)),
+            _ => wait_for_message(&messages, LOOK),
         }
     }
 }
@@ -185,7 +204,55 @@ fn poll(messages: &PipeReader, limit_ms: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
+    use std::process::{Child, Command, ExitStatus};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
+
+    /// How a group ends that the watchdog is told of, and then this, at the time zero of its clock. If the watchdog
+    /// leaves it alone, TERM ends it.
+    fn told(messages: &[Message]) -> ExitStatus {
+        let mut leader: Child = Command::new("sleep").arg("30").process_group(0).spawn().expect("a process");
+        let group = Message::Group(i32::try_from(leader.id()).expect("a process id"));
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        for message in [group].iter().chain(messages) {
+            writer.write_all(&message.encode()).expect("it is read below");
+        }
+        let clock: Clock = Arc::new(|| Duration::ZERO);
+        watch(reader, &clock);
+        // SAFETY: a signal to a child that is not reaped yet. If it was killed before, this changes nothing.
+        unsafe { libc::kill(leader.id() as i32, libc::SIGTERM) };
+        leader.wait().expect("our child")
+    }
+
+    #[test]
+    fn an_old_deadline_does_not_count_once_a_new_one_was_said() {
+        let renewed = told(&[Message::KillAt(0), Message::KillAt(u64::MAX), Message::Done]);
+        assert_eq!(renewed.signal(), Some(libc::SIGTERM));
+        assert_eq!(told(&[Message::KillAt(0)]).signal(), Some(libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_deadline_that_came_is_not_moved() {
+        let (mut reader, pipe) = io::pipe().expect("a pipe");
+        let seconds = Arc::new(AtomicU64::new(0));
+        let clock = seconds.clone();
+        let clock: Clock = Arc::new(move || Duration::from_secs(clock.load(Ordering::Relaxed)));
+        let mut watchdog = Watchdog { pipe, clock, deadline: None };
+        watchdog.kill_at(Duration::from_secs(30), Duration::from_secs(1));
+        seconds.store(28, Ordering::Relaxed);
+        assert!(!watchdog.has_killed());
+        seconds.store(29, Ordering::Relaxed);
+        assert!(watchdog.has_killed());
+        watchdog.kill_at(Duration::from_secs(30), Duration::from_secs(1));
+        assert!(watchdog.has_killed(), "though the lease was renewed since");
+        drop(watchdog);
+        let mut said = Vec::new();
+        reader.read_to_end(&mut said).expect("a pipe");
+        assert_eq!(said, Message::KillAt(29_000_000_000).encode());
+    }
 
     #[test]
     fn messages_survive_the_pipe() {
