@@ -77,7 +77,10 @@ impl Endpoints {
     }
 }
 
-fn address(endpoint: &str) -> Result<String, Error> {
+/// `host:port` of one endpoint, or [`Error::InvalidArgument`]. For the command line, which wants to say so before it has
+/// a client; not part of the stable API.
+#[doc(hidden)]
+pub fn address(endpoint: &str) -> Result<String, Error> {
     let wrong = |why: &str| Error::InvalidArgument(format!("endpoint {endpoint:?} {why}; write host:port"));
     if endpoint.starts_with("https://") {
         return Err(wrong("asks for TLS, which this version does not speak"));

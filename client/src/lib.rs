@@ -60,6 +60,8 @@ mod transport;
 mod wire;
 
 pub use client::Client;
+#[doc(hidden)]
+pub use config::address;
 pub use config::{ClientBuilder, DEFAULT_CONNECT_TIMEOUT, DEFAULT_TTL, ENDPOINTS_ENV, Endpoints};
 pub use error::{EndpointFailure, Error, ErrorKind, Unavailable, WaitTimeout};
 pub use guard::{GuardState, LockGuard, LostReason};

@@ -69,21 +69,9 @@ impl Target {
     }
 }
 
+/// As the SDK reads it. What is wrong with it is the caller's mistake, told before anything is asked.
 fn address(endpoint: &str) -> Result<String, Failure> {
-    let wrong = |why: &str| Failure::Usage(format!("endpoint {endpoint:?} {why}; write host:port"));
-    if endpoint.starts_with("https://") {
-        return Err(wrong("asks for TLS, which this version does not speak"));
-    }
-    let address = endpoint.strip_prefix("http://").unwrap_or(endpoint);
-    let address = address.strip_suffix('/').unwrap_or(address);
-    let authority: http::uri::Authority = address.parse().map_err(|_| wrong("is no address"))?;
-    if authority.host().is_empty() || authority.as_str().contains('@') {
-        return Err(wrong("is no address"));
-    }
-    match authority.port_u16() {
-        Some(1..) => Ok(address.to_owned()),
-        _ => Err(wrong("has no port")),
-    }
+    raftlock::address(endpoint).map_err(|error| Failure::Usage(error.to_string()))
 }
 
 #[cfg(test)]
