@@ -183,7 +183,7 @@ impl WaitTimeout {
 
 impl fmt::Display for WaitTimeout {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lock {:?} was not granted within {:?}", self.name, self.waited)?;
+        write!(f, "lock {:?} was not granted within {}", self.name, ForPeople(self.waited))?;
         if let Some(holder) = &self.holder {
             let role = if self.holder_count == 0 { "to be served first is" } else { "held by" };
             write!(f, "; {role} {holder:?}")?;
@@ -210,11 +210,28 @@ pub struct Unavailable {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "no server gave an answer within {:?}", self.waited)?;
+        write!(f, "no server gave an answer within {}", ForPeople(self.waited))?;
         for failure in &self.endpoints {
             write!(f, "; {failure}")?;
         }
         Ok(())
+    }
+}
+
+/// A duration as people say it: milliseconds below a second, then tenths of a second.
+pub(crate) struct ForPeople(pub Duration);
+
+impl fmt::Display for ForPeople {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ms = (self.0 + Duration::from_micros(500)).as_millis();
+        if ms < 1_000 {
+            return write!(f, "{ms}ms");
+        }
+        let tenths = (ms + 50) / 100;
+        match tenths % 10 {
+            0 => write!(f, "{}s", tenths / 10),
+            tenth => write!(f, "{}.{tenth}s", tenths / 10),
+        }
     }
 }
 
@@ -256,6 +273,10 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(reason: impl Into<String>) -> Failure {
         Failure { reason: reason.into(), leader: None, retry_after: None, source: None }
+    }
+
+    pub(crate) fn silence(limit: Duration) -> Failure {
+        Failure::new(format!("no answer within {}", ForPeople(limit)))
     }
 
     /// With the innermost cause in the text: "connection refused" tells more than "transport error".
@@ -303,7 +324,7 @@ pub(crate) enum CallFailure {
 
 impl CallFailure {
     pub(crate) fn silence(limit: Duration) -> CallFailure {
-        CallFailure::Again(Failure::new(format!("no answer within {limit:?}")))
+        CallFailure::Again(Failure::silence(limit))
     }
 
     pub(crate) fn from_status(status: tonic::Status) -> CallFailure {
@@ -350,6 +371,29 @@ mod tests {
         assert_eq!(error.to_string(), text);
         assert_eq!(error.kind(), ErrorKind::WaitTimeout);
         assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn durations_are_told_to_people() {
+        let cases = [
+            (Duration::ZERO, "0ms"),
+            (Duration::from_micros(1_700), "2ms"),
+            (Duration::from_micros(999_400), "999ms"),
+            (Duration::from_micros(999_600), "1s"),
+            (Duration::from_micros(1_002_345), "1s"),
+            (Duration::from_millis(1_250), "1.3s"),
+            (Duration::from_millis(59_960), "60s"),
+            (Duration::from_millis(7_500), "7.5s"),
+        ];
+        for (duration, text) in cases {
+            assert_eq!(ForPeople(duration).to_string(), text);
+        }
+        let waited = Duration::from_micros(1_002_345);
+        let unavailable = Unavailable { waited, endpoints: Vec::new() };
+        assert_eq!(unavailable.to_string(), "no server gave an answer within 1s");
+        let timeout = WaitTimeout::new("k", waited, None, None);
+        assert_eq!(timeout.to_string(), "lock \"k\" was not granted within 1s");
+        assert_eq!(Failure::silence(Duration::from_secs(5) / 3).reason, "no answer within 1.7s");
     }
 
     #[test]
