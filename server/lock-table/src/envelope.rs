@@ -8,8 +8,9 @@ use prost::Message;
 
 /// Format byte of a batch, first version.
 pub(crate) const BATCH_FORMAT: u8 = 0x11;
-/// Format byte of a chunk of a snapshot, first version.
-pub(crate) const SNAPSHOT_FORMAT: u8 = 0x21;
+/// Format byte of a chunk of a snapshot, second version: the first had no trail, and a table without one could not be
+/// told from a table that went wrong.
+pub(crate) const SNAPSHOT_FORMAT: u8 = 0x22;
 
 /// Format byte and checksum.
 pub(crate) const ENVELOPE_BYTES: usize = 5;

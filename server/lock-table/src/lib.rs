@@ -112,6 +112,7 @@
 //! | who may have a lock, and what follows when one is free | `grant.rs`, `work.rs` |
 //! | records, and what is derived from them | `session.rs`, `requests.rs`, `lock.rs`, `sequences.rs`, `deadlines.rs` |
 //! | reading | `view.rs`, `check.rs` |
+//! | one number that is equal on all nodes | `trail.rs` |
 //! | bytes | `envelope.rs`, `wire.rs`, `convert.rs`; snapshots: `cow.rs`, `snapshot.rs`, `records.rs`, `restore.rs` |
 
 #![forbid(unsafe_code)]
@@ -137,6 +138,7 @@ mod snapshot;
 mod table;
 mod text;
 mod tickets;
+mod trail;
 mod types;
 mod unary;
 mod view;

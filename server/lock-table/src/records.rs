@@ -12,6 +12,7 @@ use crate::outcome::How;
 use crate::session;
 use crate::session::{Arguments, Kind, Names, State, Stream};
 use crate::table;
+use crate::trail::Trail;
 use crate::types::{ClusterTime, Metadata, RenewalNumber, Sequence, SessionId, Ticket, Token, Ttl};
 use crate::wire::{Mode, Settings};
 
@@ -50,6 +51,8 @@ pub(crate) struct Header {
     requests: u64,
     #[prost(uint64, tag = 8)]
     finished: u64,
+    #[prost(fixed64, tag = 9)]
+    trail: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -141,6 +144,7 @@ impl Header {
             token_last: from.token_last.get(),
             session_last: from.session_last.get(),
             sequence_last: from.sequence_last.get(),
+            trail: from.trail.0,
             sessions,
             requests,
             finished,
@@ -161,6 +165,7 @@ impl From<Header> for table::Header {
             token_last: Token::new(from.token_last),
             session_last: SessionId::new(from.session_last),
             sequence_last: Sequence::new(from.sequence_last),
+            trail: Trail(from.trail),
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::outcome::{Outcome, Output, Rejection};
 use crate::session::{Ask, Finished, Names, Request, Session};
 use crate::snapshot::Snapshot;
 use crate::text::Name;
+use crate::trail::Trail;
 use crate::types::{ClusterTime, Secret, Sequence, SessionId, Ticket, Token};
 use crate::unary::{UnaryIndex, UnaryKey};
 use crate::work::Work;
@@ -64,6 +65,7 @@ pub(crate) struct Header {
     pub(crate) token_last: Token,
     pub(crate) session_last: SessionId,
     pub(crate) sequence_last: Sequence,
+    pub(crate) trail: Trail,
 }
 
 /// How much there is.
@@ -141,14 +143,17 @@ impl LockTable {
     ///
     /// The outputs are in a fixed order: that in which things happened.
     pub fn step(&mut self, budget: usize, out: &mut Vec<Output>) -> bool {
+        let (ran, before) = (self.in_batch(), out.len());
         let mut spent = 0;
         while let Some(cost) = self.unit(out) {
             spent += cost;
             if spent >= budget {
-                return false;
+                break;
             }
         }
-        true
+        let is_done = !self.in_batch();
+        self.lengthen_trail(&out[before..], ran && is_done);
+        is_done
     }
 
     /// Whether a batch is begun and not done.
