@@ -107,6 +107,20 @@ impl Client {
 
     /// Waits for the lock, runs `work` while it is held, and releases it, also when `work` panics.
     ///
+    /// The future can be spawned if what `work` makes can be sent between threads; the compiler looks into the closure
+    /// for that:
+    ///
+    /// ```no_run
+    /// # fn example(client: raftlock::Client) {
+    /// tokio::spawn(async move {
+    ///     client.with_lock("nightly", async |guard| println!("token {}", guard.token())).await
+    /// });
+    /// # }
+    /// ```
+    ///
+    /// A function that is generic over such closures cannot demand that, because stable Rust has no words for it yet; let
+    /// it take a [`LockGuard`] instead.
+    ///
     /// # Errors
     ///
     /// What acquiring fails with, and [`Error::Lost`] if the lock is lost before `work` is done; `work` is then
