@@ -5,7 +5,8 @@
 //! - Every endpoint gets a chance before any gets a second one (a *round*).
 //! - The first answer pins the cluster. An endpoint of another cluster counts as failed, and says so.
 //! - A leader's address from outside the configured ones is tried at the next connect only, and only once a cluster
-//!   is pinned that its answer can be checked against.
+//!   is pinned that its answer can be checked against. Only a configured endpoint is believed about it: strangers that
+//!   name each other would otherwise be asked in a circle, without end and without a pause.
 
 use crate::error::{EndpointFailure, Failure};
 
@@ -58,6 +59,11 @@ impl Endpoints {
         self.known.len()
     }
 
+    /// Whether there is another than this one.
+    pub(crate) fn has_other(&self, address: &str) -> bool {
+        self.known.iter().any(|known| known.address != address)
+    }
+
     /// How many are left in this round.
     pub(crate) fn untried(&self) -> usize {
         self.known.iter().filter(|known| !known.tried).count()
@@ -97,27 +103,28 @@ impl Endpoints {
         Some(Target { address: self.known[index].address.clone() })
     }
 
-    /// It did not do. True if the round is over: pause before the next.
-    pub(crate) fn failed(&mut self, target: &Target, failure: &Failure) -> bool {
+    /// It did not do. True if the round is over: pause before the next. `avoid` is one that is not asked anyway.
+    pub(crate) fn failed(&mut self, target: &Target, failure: &Failure, avoid: Option<&str>) -> bool {
         if let Some(known) = self.known.iter_mut().find(|known| known.address == target.address) {
             known.tried = true;
             known.failure = Some(failure.clone());
+            if let Some(leader) = &failure.leader {
+                self.note_leader(leader, avoid);
+            }
         }
-        if let Some(leader) = &failure.leader {
-            self.note_leader(leader);
-        }
-        self.hint.is_none() && self.untried() == 0
+        let is_open = |known: &Known| !known.tried && avoid != Some(known.address.as_str());
+        self.hint.is_none() && !self.known.iter().any(is_open)
     }
 
     /// A hint from one that failed. Not followed to where it came from, or the two would chase each other.
-    fn note_leader(&mut self, leader: &str) {
+    fn note_leader(&mut self, leader: &str, avoid: Option<&str>) {
         let leader = leader.strip_prefix("http://").unwrap_or(leader);
         let is_known = self.known.iter().find(|known| known.address == leader);
         let is_usable = match is_known {
             Some(known) => !known.tried,
             None => self.cluster.is_some(),
         };
-        if is_usable && !leader.is_empty() {
+        if is_usable && !leader.is_empty() && avoid != Some(leader) {
             self.hint = Some(leader.to_owned());
         }
     }
@@ -140,14 +147,16 @@ impl Endpoints {
         Reached::Foreign { reason, is_news }
     }
 
-    /// It serves. A new round begins after it, should it ever be lost.
+    /// It serves.
     pub(crate) fn serves(&mut self, target: &Target) {
-        for known in &mut self.known {
-            known.tried = false;
-            if known.address == target.address {
-                known.failure = None;
-            }
+        if let Some(known) = self.known.iter_mut().find(|known| known.address == target.address) {
+            known.failure = None;
         }
+    }
+
+    /// One served for a while: what the others did before it is long ago, and each gets its chance again.
+    pub(crate) fn begin_round(&mut self) {
+        self.known.iter_mut().for_each(|known| known.tried = false);
     }
 
     /// The one in use is gone: all others come first.
@@ -192,7 +201,7 @@ mod tests {
 
     fn fail(endpoints: &mut Endpoints, address: &str, leader: Option<&str>) -> bool {
         let failure = Failure { leader: leader.map(str::to_owned), ..Failure::new("down") };
-        endpoints.failed(&Target { address: address.to_owned() }, &failure)
+        endpoints.failed(&Target { address: address.to_owned() }, &failure, None)
     }
 
     #[test]
@@ -211,7 +220,8 @@ mod tests {
     fn after_a_loss_the_others_come_first() {
         let mut e = endpoints(&["a", "b", "c"]);
         let b = Target { address: "b".into() };
-        e.serves(&b);
+        fail(&mut e, "a", None);
+        e.begin_round();
         e.lost(&b, &Failure::new("gone"));
         let order: Vec<String> = ["c", "a", "b"]
             .map(|want| {
@@ -229,6 +239,31 @@ mod tests {
         assert_eq!(e.choose(Some("a"), Some("c")).unwrap().address, "c");
         assert_eq!(e.choose(Some("a"), Some("a")).unwrap().address, "b");
         assert_eq!(endpoints(&["a"]).choose(Some("a"), None), None);
+    }
+
+    #[test]
+    fn a_round_is_over_when_all_but_the_avoided_one_were_asked() {
+        let mut e = endpoints(&["a", "b", "c"]);
+        e.reached(&Target { address: "a".into() }, Some("C1"));
+        let mut ask = || {
+            let target = e.choose(Some("a"), None).unwrap();
+            // They name the one that is to be left: that is no news.
+            let failure = Failure { leader: Some("a".into()), ..Failure::new("not the leader") };
+            let is_over = e.failed(&target, &failure, Some("a"));
+            (target.address, is_over)
+        };
+        for _ in 0..3 {
+            assert_eq!([ask(), ask()], [("b".into(), false), ("c".into(), true)]);
+        }
+    }
+
+    #[test]
+    fn strangers_that_name_each_other_are_not_asked_in_a_circle() {
+        let mut e = endpoints(&["a"]);
+        e.reached(&Target { address: "a".into() }, Some("C1"));
+        assert!(!fail(&mut e, "a", Some("x")));
+        assert_eq!(next(&mut e), "x");
+        assert!(fail(&mut e, "x", Some("y")), "the round is over");
     }
 
     #[test]

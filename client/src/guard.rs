@@ -94,7 +94,7 @@ impl GuardCell {
         remaining
     }
 
-    fn ended(&self) -> Option<LostReason> {
+    pub(crate) fn ended(&self) -> Option<LostReason> {
         match self.remaining() {
             Some(_) => None,
             None => Some(self.end(LostReason::Expired)),
@@ -261,6 +261,10 @@ impl LockGuard {
 
 impl Drop for LockGuard {
     fn drop(&mut self) {
+        // A forked child has only copies, and its parent's keeper may have held a lock in them for good.
+        if self.handle.check_process().is_err() {
+            return;
+        }
         // After `release` this is the second message about the same request, and the keeper ignores it.
         self.cell.end(LostReason::Released);
         self.handle.send(Command::Release { request: self.request, reply: None });

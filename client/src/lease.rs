@@ -59,6 +59,8 @@ pub(crate) struct Lease {
     ttl: Duration,
     queued: BTreeMap<Number, Queued>,
     covered: Option<Number>,
+    /// The TTL of the highest answered number.
+    granted: Option<Duration>,
     deadline: Option<BootTime>,
 }
 
@@ -81,7 +83,7 @@ pub(crate) fn margin(ttl: Duration) -> Duration {
 
 impl Lease {
     pub(crate) fn new(ttl: Duration) -> Lease {
-        Lease { ttl, queued: BTreeMap::new(), covered: None, deadline: None }
+        Lease { ttl, queued: BTreeMap::new(), covered: None, granted: None, deadline: None }
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -91,6 +93,12 @@ impl Lease {
     /// For the renewals queued from now on.
     pub(crate) fn set_ttl(&mut self, ttl: Duration) {
         self.ttl = ttl;
+    }
+
+    /// The cluster does not take the TTL that was set: back to the last one it took. False if that is the same.
+    pub(crate) fn forget_ttl(&mut self) -> bool {
+        let taken = self.granted.unwrap_or(self.ttl);
+        std::mem::replace(&mut self.ttl, taken) != taken
     }
 
     pub(crate) fn deadline(&self) -> Option<BootTime> {
@@ -126,6 +134,7 @@ impl Lease {
         if now >= end {
             return Answer::Late;
         }
+        self.granted = Some(self.queued[&number].ttl);
         self.queued.retain(|&queued, _| queued > number);
         self.covered = Some(number);
         self.deadline = Some(end);
@@ -133,9 +142,20 @@ impl Lease {
     }
 }
 
-/// How long a renewal, or an attachment while a lock is held, may stay unanswered before the next endpoint is asked.
-pub(crate) fn answer_limit(ttl: Duration) -> Duration {
-    (ttl / 9).max(Duration::from_millis(100))
+/// An answer takes a round trip and a commit: nothing gets less time.
+const ANSWER_LIMIT_MIN: Duration = Duration::from_millis(100);
+
+/// However long the TTL: a stream that leaves a renewal unanswered for so long answers nothing else either, and whoever
+/// waits on it would not hear of its grant. HTTP/2 pings (`transport.rs`) find the dead connections, but not a server
+/// that lives and has lost its way. Five seconds are more than an election; asking elsewhere then costs one read.
+const ANSWER_LIMIT_MAX: Duration = Duration::from_secs(5);
+
+/// How long a renewal may stay unanswered before the next endpoint is asked: a ninth of the TTL, but of what is `left` of
+/// the lease only such a share that each of `ways` endpoints can be asked in turn before it is over. That is less than a
+/// ninth late in a lease, and while a longer TTL is asked for than the cluster has granted.
+pub(crate) fn answer_limit(ttl: Duration, left: Option<Duration>, ways: u32) -> Duration {
+    let share = left.map_or(Duration::MAX, |left| left / (ways + 1));
+    (ttl / 9).min(share).clamp(ANSWER_LIMIT_MIN, ANSWER_LIMIT_MAX)
 }
 
 /// No lease: nothing was answered yet, or it is over.
@@ -290,9 +310,37 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_may_stay_unanswered_for_a_ninth_of_the_ttl() {
-        assert_eq!(answer_limit(Duration::from_secs(9)), Duration::from_secs(1));
-        assert_eq!(answer_limit(Duration::from_millis(600)), Duration::from_millis(100));
+    fn a_renewal_may_stay_unanswered_for_a_ninth_of_the_ttl_and_a_share_of_what_is_left() {
+        let ms = Duration::from_millis;
+        let limit = |ttl, left: Option<u64>, ways| answer_limit(ms(ttl), left.map(ms), ways);
+        assert_eq!(limit(9_000, None, 3), ms(1_000));
+        assert_eq!(limit(9_000, Some(5_910), 3), ms(1_000));
+        assert_eq!(limit(600, None, 3), ms(100));
+        // Late in the lease, and with a TTL that is not granted yet.
+        assert_eq!(limit(9_000, Some(1_200), 3), ms(300));
+        assert_eq!(limit(3_600_000, Some(1_200), 3), ms(300));
+        assert_eq!(limit(9_000, Some(10), 3), ms(100));
+        // A silent stream is noticed, however long the TTL.
+        assert_eq!(limit(3_600_000, Some(2_000_000), 3), ms(5_000));
+        // Whatever each way is given, all are asked before the lease is over.
+        for (left, ways) in [(6_000, 3), (6_000, 9), (2_000, 5)] {
+            let mut left = ms(left);
+            for _ in 0..ways {
+                left = left.saturating_sub(answer_limit(ms(9_000), Some(left), ways));
+            }
+            assert!(left > Duration::ZERO, "{ways} ways");
+        }
+    }
+
+    #[test]
+    fn a_ttl_that_is_not_taken_is_forgotten() {
+        let mut lease = lease(9_000, &[(1, 0)]);
+        assert_eq!(lease.answered(Number(1), at(10)), Answer::Until(at(8_910)));
+        lease.set_ttl(Duration::from_secs(60));
+        lease.queue(Number(2), at(1_000));
+        assert!(lease.forget_ttl());
+        assert_eq!(lease.ttl(), Duration::from_secs(9));
+        assert!(!lease.forget_ttl());
     }
 
     #[test]

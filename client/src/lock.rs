@@ -31,7 +31,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// # Errors
 ///
 /// [`Error::WaitTimeout`] at the end of a wait, [`Error::Unavailable`] as above, [`Error::InvalidArgument`],
-/// [`Error::CapacityMismatch`], [`Error::QueueFull`], [`Error::LimitReached`], and [`Error::Closed`].
+/// [`Error::CapacityMismatch`], [`Error::QueueFull`], [`Error::LimitReached`], [`Error::Closed`], and [`Error::Lost`] if
+/// the lock was granted, but the future was polled again only after the lease had ended.
 ///
 /// # Cancel safety
 ///
@@ -159,7 +160,13 @@ impl LockBuilder {
                     span.record("token", cell.token().get())
                         .record("attempt", attempts)
                         .record("endpoint", endpoint);
-                    Ok(LockGuard::new(cell, request, farewell.handle.clone()))
+                    let guard = LockGuard::new(cell.clone(), request, farewell.handle.clone());
+                    // The caller may come for it late, from a blocked runtime or a suspended machine. Dropping the guard
+                    // gives back whatever there is.
+                    match cell.ended() {
+                        None => Ok(guard),
+                        Some(reason) => return Err(reason.into()),
+                    }
                 }
                 Acquired::Busy(contention) => Err(contention),
             })

@@ -18,8 +18,15 @@ use crate::seams::Clock;
 use crate::tickets::{Effect, RETRY_PAUSE, Tickets};
 use crate::wire::{Ask, Attachment, Key, Op, OpError, Outcome, Resumed, SessionId, Ticket, Wait};
 
-/// How long an attachment may stay unanswered while no lock is at stake: long enough for slow links and an election.
-const ATTACH_LIMIT: Duration = Duration::from_secs(1);
+/// An attachment, or a close, has so much time while no lock is at stake: enough for slow links and an election.
+const ATTACH_LIMIT_MIN: Duration = Duration::from_secs(1);
+
+/// And never more, however long the TTL: somebody waits for it, and another endpoint may answer.
+const ATTACH_LIMIT_MAX: Duration = Duration::from_secs(2);
+
+/// How long a leader may be busy before another way is tried: one that is cut off from the others, and does not know it
+/// yet, is busy as well.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
 
 /// The same moment on the lease clock and on the keeper's timers.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +66,8 @@ pub(crate) struct Session {
     id: Option<SessionId>,
     stage: Stage,
     lease: Lease,
+    /// How many endpoints there are to ask before the lease is over.
+    ways: u32,
     cell: Option<Arc<LeaseCell>>,
     /// The TTL was changed since the open, so renewals name it: one that was lost may have carried the change.
     names_ttl: bool,
@@ -68,9 +77,16 @@ pub(crate) struct Session {
     /// Callers that wait for a renewal, with its number once it is queued.
     extends: Vec<(RequestId, Option<Number>)>,
     answer_by: Option<Instant>,
+    /// The leader has been too busy since then.
+    busy_since: Option<Instant>,
     attach_at: Option<Instant>,
+    attached_at: Option<Instant>,
+    /// Until then the cluster may hold a session whose open was not answered.
+    open_until: Option<Instant>,
     idle_since: Option<Instant>,
     closing: Closing,
+    /// A close that was refused is said again then.
+    close_at: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -81,7 +97,15 @@ enum Closing {
 }
 
 impl Session {
-    pub(crate) fn new(kind: Kind, ttl: Duration, secret: [u8; 16], owner: Arc<str>, clock: Clock) -> Session {
+    /// `ways` is how many endpoints there are.
+    pub(crate) fn new(
+        kind: Kind,
+        ttl: Duration,
+        secret: [u8; 16],
+        owner: Arc<str>,
+        clock: Clock,
+        ways: u32,
+    ) -> Session {
         Session {
             kind,
             tickets: Tickets::new(),
@@ -91,15 +115,20 @@ impl Session {
             id: None,
             stage: Stage::Detached,
             lease: Lease::new(ttl),
+            ways,
             cell: None,
             names_ttl: false,
             renew_at: None,
             owes_renewal: false,
             extends: Vec::new(),
             answer_by: None,
+            busy_since: None,
             attach_at: None,
+            attached_at: None,
+            open_until: None,
             idle_since: None,
             closing: Closing::No,
+            close_at: None,
         }
     }
 
@@ -128,14 +157,62 @@ impl Session {
         self.lease.deadline().map(|deadline| now.boot.until(deadline))
     }
 
+    // ------------------------------------------------------------------------------------------- patience
+
+    fn answer_limit(&self, now: Now) -> Duration {
+        answer_limit(self.lease.ttl(), self.remaining(now), self.ways)
+    }
+
+    /// How long an attachment may stay unanswered.
+    pub(crate) fn attach_limit(&self, now: Now) -> Duration {
+        if self.holds_locks() {
+            self.answer_limit(now).min(ATTACH_LIMIT_MAX)
+        } else {
+            self.unhurried_limit(now)
+        }
+    }
+
+    fn unhurried_limit(&self, now: Now) -> Duration {
+        self.answer_limit(now).clamp(ATTACH_LIMIT_MIN, ATTACH_LIMIT_MAX)
+    }
+
+    /// Before an operation that was refused for now is sent again: as long as the server asks, but a lease must not end
+    /// of it.
+    fn pause(&self, now: Now, error: &OpError) -> Duration {
+        let pause = error.retry_after.unwrap_or(RETRY_PAUSE);
+        self.remaining(now).map_or(pause, |left| pause.min((left / 4).max(RETRY_PAUSE)))
+    }
+
+    /// An operation was refused for now. By a leader that is busy: that is an answer, and for a while no other way is
+    /// better. By a node that leads nowhere: the time for an answer goes on.
+    fn note_refusal(&mut self, now: Now, error: &OpError) {
+        if !error.is_misplaced() {
+            let since = *self.busy_since.get_or_insert(now.at);
+            let share = self.remaining(now).map_or(BUSY_LIMIT, |left| left / (self.ways + 1));
+            self.answer_by = Some(since + BUSY_LIMIT.min(share));
+        }
+    }
+
+    /// Something is being sent. What was sent before is not given more time by that.
+    fn expect_answer(&mut self, now: Now, limit: Duration) {
+        let by = now.at + limit;
+        self.answer_by = Some(self.answer_by.map_or(by, |before| before.min(by)));
+    }
+
+    /// Nothing is owed to it any more.
+    fn note_answer(&mut self) {
+        self.answer_by = None;
+        self.busy_since = None;
+    }
+
     // ------------------------------------------------------------------------------------------- attachment
 
     /// A stream is there: what to send first on it.
     pub(crate) fn attach(&mut self, now: Now, key: Key, number: Number, attachment: Attachment) -> Op {
-        let limit = answer_limit(self.lease.ttl());
-        let limit = if self.holds_locks() { limit } else { limit.max(ATTACH_LIMIT) };
-        self.answer_by.get_or_insert(now.at + limit);
+        let limit = self.attach_limit(now);
+        self.expect_answer(now, limit);
         self.attach_at = None;
+        self.attached_at = Some(now.at);
         if self.closing == Closing::Sent {
             self.closing = Closing::Wanted;
         }
@@ -149,6 +226,7 @@ impl Session {
                 self.stage = Stage::Opening(key);
                 self.lease.queue(number, now.boot);
                 self.renew_at = Some(now.at + self.lease.ttl() / 3);
+                self.open_until = Some(now.at + self.lease.ttl());
                 let (secret, owner, ttl) = (self.secret, self.owner.clone(), self.lease.ttl());
                 Op::Open { key, secret, owner, ttl, number, attachment }
             }
@@ -158,28 +236,27 @@ impl Session {
     /// The stream is gone, or silent.
     pub(crate) fn detach(&mut self) {
         self.stage = Stage::Detached;
-        self.answer_by = None;
+        self.note_answer();
         self.attach_at = None;
         if self.lease.is_unanswered() {
             self.set_at_risk(true);
         }
     }
 
-    /// The attachment was refused for now. By a leader that is busy: that is an answer, and no other way is better.
-    /// By a node that leads nowhere: the time for an answer goes on.
+    /// The attachment was refused for now.
     pub(crate) fn attach_later(&mut self, now: Now, error: &OpError) {
         self.stage = Stage::Detached;
-        self.attach_at = Some(now.at + error.retry_after.unwrap_or(RETRY_PAUSE));
-        if !error.is_misplaced() {
-            self.answer_by = None;
-        }
+        self.attach_at = Some(now.at + self.pause(now, error));
+        self.note_refusal(now, error);
     }
 
-    /// The cluster no longer knows the attachment: resume on the same stream.
+    /// The cluster no longer knows the attachment: resume on the same stream. At once, unless that was just done.
     pub(crate) fn attach_again(&mut self, now: Now) {
         if self.stage == Stage::Attached {
             self.stage = Stage::Detached;
-            self.attach_at = Some(now.at);
+            let earliest = self.attached_at.map_or(now.at, |at| at + RETRY_PAUSE);
+            self.attach_at = Some(earliest.max(now.at));
+            self.answer_by = None;
         }
     }
 
@@ -191,7 +268,7 @@ impl Session {
     pub(crate) fn opened(&mut self, now: Now, session: SessionId, number: Number) -> Result<(), Over> {
         self.id = Some(session);
         self.stage = Stage::Attached;
-        self.answer_by = None;
+        self.note_answer();
         match self.lease.answered(number, now.boot) {
             Answer::Until(deadline) => {
                 self.cell = Some(Arc::new(LeaseCell::new(self.clock.clone(), deadline)));
@@ -223,15 +300,24 @@ impl Session {
         }
         let whole = std::mem::take(whole);
         self.stage = Stage::Attached;
-        self.answer_by = None;
+        self.note_answer();
         if let Some(number) = whole.number {
             self.renewed(now, number, effects)?;
         }
         if self.lease.is_unanswered() {
             self.renew_at = Some(now.at);
         }
+        let held = self.tickets.held();
         self.tickets.resumed(&whole, effects);
+        self.note_grant(now, held);
         Ok(())
+    }
+
+    /// An own session is renewed by nobody but the caller once its lock is granted; that shall begin with the whole TTL.
+    fn note_grant(&mut self, now: Now, held_before: usize) {
+        if self.kind == Kind::Own && self.tickets.held() > held_before {
+            self.renew_now(now);
+        }
     }
 
     // ------------------------------------------------------------------------------------------- lease
@@ -240,7 +326,14 @@ impl Session {
         self.is_attached()
             && !self.is_closing()
             && self.is_renewed()
-            && self.renew_at.is_some_and(|at| at <= now.at)
+            && (self.renew_at.is_some_and(|at| at <= now.at) || self.has_overslept(now))
+    }
+
+    /// Timers stand while the machine is suspended, and the lease does not: a renewal is due though its timer says that
+    /// there is time. At half of the TTL no other should be left without one under way.
+    fn has_overslept(&self, now: Now) -> bool {
+        let is_low = self.remaining(now).is_some_and(|left| left < self.lease.ttl() / 2);
+        is_low && !self.lease.is_unanswered()
     }
 
     fn is_renewed(&self) -> bool {
@@ -279,7 +372,8 @@ impl Session {
             queued.get_or_insert(number);
         }
         self.renew_at = Some(now.at + pause);
-        self.answer_by.get_or_insert(now.at + answer_limit(self.lease.ttl()));
+        let limit = self.answer_limit(now);
+        self.expect_answer(now, limit);
         self.names_ttl.then_some(self.lease.ttl())
     }
 
@@ -306,9 +400,10 @@ impl Session {
             }
         }
         if self.lease.is_unanswered() {
-            self.answer_by = self.answer_by.map(|_| now.at + answer_limit(self.lease.ttl()));
+            let limit = self.answer_limit(now);
+            self.answer_by = self.answer_by.map(|_| now.at + limit);
         } else {
-            self.answer_by = None;
+            self.note_answer();
             self.owes_renewal = false;
             self.set_at_risk(false);
         }
@@ -323,14 +418,24 @@ impl Session {
         Ok(())
     }
 
-    /// The renewal could not be taken. As with [`attach_later`](Session::attach_later), a busy leader is an answer.
-    pub(crate) fn renew_later(&mut self, now: Now, error: &OpError) {
-        self.renew_at = Some(now.at + error.retry_after.unwrap_or(RETRY_PAUSE));
+    /// The renewal could not be taken. Returns the callers whose new TTL the cluster does not allow; the lease goes on
+    /// with the last one that it took.
+    pub(crate) fn renew_later(&mut self, now: Now, error: &OpError) -> Vec<RequestId> {
+        if self.is_closing() {
+            self.close_later(now, error);
+            return Vec::new();
+        }
+        let is_final = !error.is_transient() && error.retry_after.is_none();
+        if is_final && self.lease.forget_ttl() {
+            self.renew_now(now);
+            self.note_answer();
+            return self.take_extends();
+        }
+        self.renew_at = Some(now.at + self.pause(now, error));
         self.owes_renewal = true;
         self.set_at_risk(true);
-        if !error.is_misplaced() {
-            self.answer_by = None;
-        }
+        self.note_refusal(now, error);
+        Vec::new()
     }
 
     fn set_at_risk(&self, at_risk: bool) {
@@ -364,16 +469,21 @@ impl Session {
     }
 
     pub(crate) fn outcome(&mut self, now: Now, ticket: Ticket, outcome: Outcome, effects: &mut Vec<Effect>) {
-        let is_granted = matches!(outcome, Outcome::Granted(_));
-        if matches!(&outcome, Outcome::Error(error) if error.is_not_attached()) {
-            self.attach_again(now);
+        if let Outcome::Error(error) = &outcome {
+            if error.is_not_attached() {
+                self.attach_again(now);
+            } else if ticket == Ticket::NONE {
+                self.close_later(now, error);
+            }
         }
         let held = self.tickets.held();
         self.tickets.outcome(ticket, outcome, now.at, effects);
-        if is_granted && self.kind == Kind::Own && self.tickets.held() > held {
-            // From here on nobody renews it but the caller, who shall have the whole TTL.
-            self.renew_now(now);
-        }
+        self.note_grant(now, held);
+    }
+
+    /// The stream answers, but not this: the way behind it has swallowed something.
+    pub(crate) fn misses_an_answer(&self, now: Now) -> bool {
+        self.is_attached() && !self.is_closing() && self.tickets.answer_by().is_some_and(|by| by <= now.at)
     }
 
     /// What is to be sent now, beside renewals.
@@ -383,12 +493,15 @@ impl Session {
         };
         match self.closing {
             Closing::No => self.tickets.take_ops(session, now.at, ops),
+            Closing::Wanted if self.close_at.is_some_and(|at| at > now.at) => {}
             Closing::Wanted => {
                 // What was released before goes first; its answers may still come.
                 self.tickets.take_ops(session, now.at, ops);
                 ops.push(Op::Close { session });
                 self.closing = Closing::Sent;
-                self.answer_by.get_or_insert(now.at + answer_limit(self.lease.ttl()).max(ATTACH_LIMIT));
+                self.close_at = None;
+                let limit = self.unhurried_limit(now);
+                self.expect_answer(now, limit);
             }
             Closing::Sent => {}
         }
@@ -403,9 +516,20 @@ impl Session {
         }
     }
 
-    /// It has no id and awaits none: the cluster holds nothing in it, so there is nothing to end.
-    pub(crate) fn is_unborn(&self) -> bool {
-        self.id.is_none() && self.stage == Stage::Detached
+    /// The close was refused.
+    fn close_later(&mut self, now: Now, error: &OpError) {
+        if self.closing == Closing::Sent {
+            self.closing = Closing::Wanted;
+            self.close_at = Some(now.at + self.pause(now, error));
+            self.note_refusal(now, error);
+        }
+    }
+
+    /// It was never asked for, or so long ago that the cluster has forgotten it: there is nothing to end. An open whose
+    /// answer was lost may have made a session; it is asked for again, under the same secret, to be closed.
+    pub(crate) fn is_unborn(&self, now: Now) -> bool {
+        let is_asked_for = self.open_until.is_some_and(|until| until > now.at);
+        self.id.is_none() && self.stage == Stage::Detached && !is_asked_for
     }
 
     /// Nobody uses it: an own session after its lock, a shared one after a TTL of rest. So a client that locks with
@@ -427,7 +551,11 @@ impl Session {
         // While detached the same moment puts the lease at risk; past that, there is nothing to wake for.
         let risk = self.renew_at.filter(|&at| !self.is_attached() && self.is_renewed() && at > now.at);
         let retry = self.tickets.wakes_at().filter(|_| attached);
-        [deadline, rest, renewal, risk, retry, self.answer_by, self.attach_at].into_iter().flatten().min()
+        let close = self.close_at.filter(|_| self.is_attached());
+        let unborn = self.open_until.filter(|_| self.id.is_none() && self.is_closing());
+        let unborn = unborn.filter(|&until| until > now.at);
+        let all = [deadline, rest, renewal, risk, retry, close, unborn, self.answer_by, self.attach_at];
+        all.into_iter().flatten().min()
     }
 }
 

@@ -23,6 +23,17 @@ pub(crate) const WINDOW: u64 = 65_536;
 /// Before an operation that could not be taken is sent again, if the answer names no time.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long an operation may stay unanswered before the session is resumed. Its answer is due after one commit. Two
+/// seconds leave a caller whose patience is five the time for a resume and one more endpoint.
+const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+
+/// With each repeat the limit grows, up to so many times: a cluster that is slow under load must not be asked ever more.
+const ANSWER_LIMIT_GROWTH: u32 = 4;
+
+/// How long an operation may be refused for now before the session is resumed, which a leader that is cut off from the
+/// others cannot answer.
+const BUSY_LIMIT: Duration = Duration::from_secs(5);
+
 /// What a caller is to be told.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Effect {
@@ -76,9 +87,31 @@ struct Entry {
     ask: Arc<Ask>,
     wait: Wait,
     sent: u32,
+    /// Since its last answer.
+    unheard: u32,
+    /// In `awaited` under this.
+    answer_by: Option<Instant>,
+    /// When it was first refused for now, since the last resume.
+    refused_since: Option<Instant>,
     /// Granted before the current resume was sent, so its answer must list it. What is granted while the answer is
     /// under way need not be in it.
     settled: bool,
+}
+
+impl Entry {
+    fn new(request: Option<RequestId>, phase: Phase, ask: Arc<Ask>, wait: Wait) -> Entry {
+        Entry {
+            request,
+            phase,
+            ask,
+            wait,
+            sent: 0,
+            unheard: 0,
+            answer_by: None,
+            refused_since: None,
+            settled: false,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -98,6 +131,8 @@ pub(crate) struct Tickets {
     unsent: BTreeSet<Ticket>,
     /// Whose operation is to be sent again then.
     later: BTreeSet<(Instant, Ticket)>,
+    /// Whose operation was sent, and by when its answer is due.
+    awaited: BTreeSet<(Instant, Ticket)>,
     unanswered: BTreeSet<Ticket>,
     next: Ticket,
     held: usize,
@@ -110,6 +145,7 @@ impl Tickets {
             by_request: BTreeMap::new(),
             unsent: BTreeSet::new(),
             later: BTreeSet::new(),
+            awaited: BTreeSet::new(),
             unanswered: BTreeSet::new(),
             next: Ticket(1),
             held: 0,
@@ -142,8 +178,7 @@ impl Tickets {
     pub(crate) fn acquire(&mut self, request: RequestId, ask: Arc<Ask>, wait: Wait) {
         let ticket = self.next;
         self.next = Ticket(ticket.0 + 1);
-        let entry =
-            Entry { request: Some(request), phase: Phase::Asking, ask, wait, sent: 0, settled: false };
+        let entry = Entry::new(Some(request), Phase::Asking, ask, wait);
         self.entries.insert(ticket, entry);
         self.by_request.insert(request, ticket);
         self.unsent.insert(ticket);
@@ -177,6 +212,7 @@ impl Tickets {
             self.unsent.remove(&ticket);
             let entry = self.entries.get_mut(&ticket).expect("what is unsent has an entry");
             entry.sent += 1;
+            entry.unheard += 1;
             ops.push(match entry.phase {
                 Phase::Asking => {
                     Op::Acquire { session, ticket, ask: entry.ask.clone(), wait: entry.wait, acked }
@@ -185,21 +221,40 @@ impl Tickets {
                 Phase::Releasing(token) => Op::Release { session, ticket, token, acked },
                 Phase::Queued | Phase::Held(_) => continue,
             });
+            let limit = now + ANSWER_LIMIT * entry.unheard.min(ANSWER_LIMIT_GROWTH);
+            let by = entry.refused_since.map_or(limit, |since| limit.min(since + BUSY_LIMIT));
+            self.await_answer(ticket, Some(by));
         }
     }
 
-    /// When the next operation is to be sent again.
+    /// When something here becomes due: an operation to be sent again, or an answer.
     pub(crate) fn wakes_at(&self) -> Option<Instant> {
-        self.later.first().map(|(at, _)| *at)
+        self.later.first().map(|(at, _)| *at).into_iter().chain(self.answer_by()).min()
+    }
+
+    /// When the first answer is overdue.
+    pub(crate) fn answer_by(&self) -> Option<Instant> {
+        self.awaited.first().map(|(by, _)| *by)
+    }
+
+    fn await_answer(&mut self, ticket: Ticket, by: Option<Instant>) {
+        let entry = self.entries.get_mut(&ticket).expect("the caller looked it up");
+        if let Some(before) = std::mem::replace(&mut entry.answer_by, by) {
+            self.awaited.remove(&(before, ticket));
+        }
+        self.awaited.extend(by.map(|by| (by, ticket)));
     }
 
     /// A resume is about to be sent: its answer must list every lock that is held by now.
     pub(crate) fn resuming(&mut self) {
         for entry in self.entries.values_mut() {
             entry.settled = matches!(entry.phase, Phase::Held(_) | Phase::Releasing(_));
+            entry.answer_by = None;
+            entry.refused_since = None;
         }
-        // The answer decides anew what is to be sent.
+        // The answer decides anew what is to be sent, and it has a limit of its own.
         self.later.clear();
+        self.awaited.clear();
     }
 
     /// One answer or push.
@@ -210,13 +265,24 @@ impl Tickets {
         now: Instant,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(entry) = self.entries.get(&ticket) else {
+        let Some(entry) = self.entries.get_mut(&ticket) else {
+            // Nobody here knows of it any more, so nobody else will give it back.
+            match outcome {
+                Outcome::Granted(token) if ticket < self.next => {
+                    self.give_back(ticket, Phase::Releasing(token));
+                }
+                Outcome::Queued { .. } if ticket < self.next => self.give_back(ticket, Phase::Cancelling),
+                _ => {}
+            }
             return;
         };
         let request = entry.request;
         let effect = match (entry.phase, outcome) {
             (_, Outcome::Error(error)) if error.is_transient() => {
+                let since = *entry.refused_since.get_or_insert(now);
+                entry.unheard = 0;
                 self.later.insert((now + error.retry_after.unwrap_or(RETRY_PAUSE), ticket));
+                self.await_answer(ticket, Some(since + BUSY_LIMIT));
                 return;
             }
             // The resume that follows sends it again.
@@ -323,14 +389,13 @@ impl Tickets {
         if self.entries.contains_key(&ticket) {
             return;
         }
-        let wait = Wait::AtMost(Duration::ZERO);
-        let entry = Entry { request: None, phase, ask: Arc::default(), wait, sent: 1, settled: true };
-        self.entries.insert(ticket, entry);
+        let entry = Entry::new(None, phase, Arc::default(), Wait::AtMost(Duration::ZERO));
+        self.entries.insert(ticket, Entry { settled: true, ..entry });
         self.unsent.insert(ticket);
     }
 
     fn granted(&mut self, ticket: Ticket, token: FencingToken, effects: &mut Vec<Effect>) {
-        self.unanswered.remove(&ticket);
+        self.answered(ticket);
         let entry = self.entries.get_mut(&ticket).expect("the caller looked it up");
         entry.phase = Phase::Held(token);
         self.held += 1;
@@ -339,19 +404,28 @@ impl Tickets {
     }
 
     fn queued(&mut self, ticket: Ticket, place: u32, effects: &mut Vec<Effect>) {
-        self.unanswered.remove(&ticket);
+        self.answered(ticket);
         let entry = self.entries.get_mut(&ticket).expect("the caller looked it up");
         entry.phase = Phase::Queued;
         effects.extend(entry.request.map(|request| Effect::Queued { request, place }));
     }
 
+    /// The acquire has its answer.
+    fn answered(&mut self, ticket: Ticket) {
+        self.unanswered.remove(&ticket);
+        self.await_answer(ticket, None);
+    }
+
     /// Into a phase that needs an operation sent.
     fn enter(&mut self, ticket: Ticket, phase: Phase) {
+        self.await_answer(ticket, None);
         let entry = self.entries.get_mut(&ticket).expect("the caller looked it up");
         if matches!(entry.phase, Phase::Held(_)) {
             self.held -= 1;
         }
         entry.phase = phase;
+        entry.unheard = 0;
+        entry.refused_since = None;
         self.unsent.insert(ticket);
     }
 
@@ -359,6 +433,9 @@ impl Tickets {
         self.unsent.remove(&ticket);
         self.unanswered.remove(&ticket);
         if let Some(entry) = self.entries.remove(&ticket) {
+            if let Some(by) = entry.answer_by {
+                self.awaited.remove(&(by, ticket));
+            }
             if matches!(entry.phase, Phase::Held(_)) {
                 self.held -= 1;
             }

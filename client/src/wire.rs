@@ -28,6 +28,11 @@ pub(crate) struct Attachment(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(pub u64);
 
+impl Ticket {
+    /// Stands in the answer to a close, which has no ticket. Tickets begin with 1.
+    pub(crate) const NONE: Ticket = Ticket(0);
+}
+
 /// What one acquire asks for, whatever session it is asked in.
 #[derive(Debug, Default)]
 pub(crate) struct Ask {
@@ -158,6 +163,9 @@ pub(crate) enum Outcome {
     NotHolder,
     Error(OpError),
 }
+
+/// No server may put an operation off for longer.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(5);
 
 /// Why an operation could not be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -329,6 +337,7 @@ fn op_error(m: v1::OpError) -> OpError {
     OpError {
         reason: m.reason,
         message: m.message,
-        retry_after: (m.retry_after_ms != 0).then(|| Duration::from_millis(m.retry_after_ms)),
+        retry_after: (m.retry_after_ms != 0)
+            .then(|| Duration::from_millis(m.retry_after_ms).min(RETRY_AFTER_MAX)),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use raftlock::{Client, ErrorKind, GuardState, LostReason};
 use raftlock_proto::v1::session_lost::Reason;
+use raftlock_proto::v1::session_op::Op;
 use support::*;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -83,6 +84,49 @@ async fn closing_is_repeated_on_the_next_stream() {
     next.close().await;
     next.lost(1, Reason::Expired).await;
     closing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_close_is_repeated_until_it_is_answered() {
+    let (mut node, client, keeper) = watched().await;
+    let mut stream = node_stream(&mut node, &client).await;
+    let guard = stream.grant(&client, "k", s(60.0), 5).await;
+    let started = Instant::now();
+    let closing = tokio::spawn(async move { client.close().await });
+    for reason in ["QUEUE_BUSY", "NOT_LEADER", "OUTCOME_UNKNOWN"] {
+        assert_eq!(stream.close().await.session, 1);
+        stream.error(1, 0, reason).await;
+    }
+    assert_eq!(stream.close().await.session, 1);
+    stream.error(1, 0, "NOT_ATTACHED").await;
+    stream.resumed(1, &[(1, 5)], &[]).await;
+    assert_eq!(stream.close().await.session, 1);
+    stream.lost(1, Reason::Closed).await;
+    closing.await.unwrap();
+    assert!(started.elapsed() < s(1.0), "{:?}", started.elapsed());
+    assert!(!guard.is_held());
+    ended(&keeper).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_open_was_not_answered_is_closed_as_well() {
+    let (mut node, client, keeper) = watched().await;
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.lock("k").await.map(drop) }
+    });
+    let mut stream = node.stream().await;
+    let Some(Op::Open(first)) = stream.op().await else { panic!("expected an open") };
+    let closing = tokio::spawn(async move { client.close().await });
+    assert_eq!(waiting.await.unwrap().unwrap_err().kind(), ErrorKind::Closed);
+    // The cluster made the session, and its answer is lost.
+    drop(stream);
+    let mut next = node.stream().await;
+    assert_eq!(next.open(1).await.secret, first.secret);
+    assert_eq!(next.close().await.session, 1);
+    next.lost(1, Reason::Closed).await;
+    closing.await.unwrap();
+    ended(&keeper).await;
 }
 
 #[tokio::test(start_paused = true)]

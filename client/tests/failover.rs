@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use raftlock::{GuardState, LostReason};
 use raftlock_proto::v1;
 use raftlock_proto::v1::session_event::Event;
@@ -528,4 +530,211 @@ async fn a_node_that_leads_nowhere_is_left_while_a_lock_is_held() {
     settle().await;
     assert!(guard.is_held());
     refusing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_longer_ttl_that_is_not_granted_yet_costs_no_lease() {
+    let (_net, _a, mut b, client, mut stream) = two().await;
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    stream.renews = false;
+    let asked = tokio::join!(tokio::time::timeout(s(0.5), guard.extend(s(3_600.0))), stream.renew()).1;
+    assert_eq!(asked.ttl_ms, 3_600_000);
+    let queued = Instant::now();
+    let mut next = b.stream().await;
+    next.resumed(1, &[(1, 5)], &[]).await;
+    assert!(queued.elapsed() < s(5.0), "{:?}", queued.elapsed());
+    assert!(next.is_quiet_for(s(30.0)).await);
+    assert!(guard.is_held() && guard.remaining() > s(3_500.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_ttl_makes_nobody_wait_for_a_silent_server() {
+    let net = Net::default();
+    let (mut a, mut b) = (net.node("a:1"), net.node("b:1"));
+    b.set(State::Down);
+    let client = net.client("a:1,b:1");
+    let waiting = tokio::spawn(client.lock("k").ttl(s(3_600.0)).into_future());
+    let mut silent = a.stream().await;
+    assert!(matches!(silent.op().await, Some(Op::Open(_))));
+    b.set(State::Up);
+    let asked = Instant::now();
+    let mut next = b.stream().await;
+    assert!(asked.elapsed() < s(2.1), "opened after {:?}", asked.elapsed());
+    next.open(1).await;
+    next.acquire().await;
+    next.granted(1, 1, 5).await;
+    let _guard = waiting.await.unwrap().unwrap();
+    // The same for a resume, with a lock held, and for a close.
+    drop(next);
+    let mut silent = a.stream().await;
+    silent.resume().await;
+    let asked = Instant::now();
+    let mut next = b.stream().await;
+    assert!(asked.elapsed() < s(2.1), "resumed after {:?}", asked.elapsed());
+    next.resumed(1, &[(1, 5)], &[]).await;
+    let closing = tokio::spawn(async move { client.close().await });
+    next.close().await;
+    let asked = Instant::now();
+    let mut last = a.stream().await;
+    assert!(asked.elapsed() < s(2.1), "closed after {:?}", asked.elapsed());
+    last.resumed(1, &[(1, 5)], &[]).await;
+    last.close().await;
+    last.lost(1, v1::session_lost::Reason::Closed).await;
+    closing.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swallowed_request_is_found_by_a_resume_and_sent_again_once() {
+    let (_net, _a, b, client, mut stream) = two().await;
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    let waiting = tokio::spawn(client.lock("l").ttl(s(9.0)).into_future());
+    let first = stream.acquire().await;
+    let swallowed = Instant::now();
+    // Renewals are answered all the time; only this is not.
+    stream.resumed(1, &[(1, 5)], &[]).await;
+    assert!(swallowed.elapsed() >= s(2.0) && swallowed.elapsed() < s(2.1), "{:?}", swallowed.elapsed());
+    assert_eq!(stream.acquire().await, first, "the same request in every word");
+    // This time the cluster takes it, and its answer is what gets lost.
+    stream.resumed(1, &[(1, 5), (2, 6)], &[]).await;
+    let second = waiting.await.unwrap().unwrap();
+    assert_eq!(second.token().get(), 6);
+    // A swallowed release.
+    let releasing = tokio::spawn(second.release());
+    stream.release().await;
+    stream.resumed(1, &[(1, 5), (2, 6)], &[]).await;
+    assert_eq!(stream.release().await.token, 6);
+    stream.finished(1, 2).await;
+    releasing.await.unwrap().unwrap();
+    // A swallowed cancel.
+    let waiting = tokio::spawn(client.lock("m").ttl(s(9.0)).into_future());
+    assert_eq!(stream.acquire().await.ticket, 3);
+    stream.queued(1, 3, 1).await;
+    settle().await;
+    waiting.abort();
+    assert_eq!(stream.cancel().await.ticket, 3);
+    stream.resumed(1, &[(1, 5)], &[(3, 1)]).await;
+    assert_eq!(stream.cancel().await.ticket, 3);
+    stream.finished(1, 3).await;
+    assert!(stream.is_quiet_for(s(20.0)).await);
+    assert!(guard.is_held() && !b.has_stream());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_that_swallows_requests_and_resumes_is_left() {
+    let (_net, _a, mut b, client, mut stream) = two().await;
+    let waiting = tokio::spawn(client.lock("k").wait(s(60.0)).into_future());
+    stream.open(1).await;
+    stream.acquire().await;
+    let swallowed = Instant::now();
+    stream.resume().await;
+    let mut next = b.stream().await;
+    assert!(swallowed.elapsed() < s(4.5), "{:?}", swallowed.elapsed());
+    next.resumed(1, &[], &[]).await;
+    assert_eq!(next.acquire().await.ticket, 1);
+    next.granted(1, 1, 5).await;
+    assert!(waiting.await.unwrap().unwrap().is_held());
+}
+
+/// How many streams and dials there are in so much time, each stream ended as `meet` says.
+async fn attempts(net: &Net, nodes: &mut [&mut Node], time: f64, mut meet: impl AsyncFnMut(Script)) -> usize {
+    let dials = |nodes: &[&mut Node]| nodes.iter().map(|node| net.dials(&node.address)).sum::<usize>();
+    let (before, until, mut streams) = (dials(nodes), Instant::now() + s(time), 0);
+    while Instant::now() < until {
+        for node in nodes.iter_mut() {
+            while node.has_stream() {
+                streams += 1;
+                meet(node.stream().await).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    streams.max(dials(nodes) - before)
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_server_drains_and_no_other_serves_nobody_spins() {
+    let net = Net::default();
+    let (mut a, mut b, c) = (net.node("a:1"), net.node("b:1"), net.node("c:1"));
+    b.set(State::Down);
+    c.set(State::Down);
+    let client = net.client("a:1,b:1,c:1");
+    let mut stream = node_stream(&mut a, &client).await;
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    tokio::time::sleep(s(2.0)).await;
+    // Refused by its address, and by a server that names the one that drains as the leader.
+    b.set(State::Up);
+    let metadata = [("leader_endpoint".to_owned(), "a:1".to_owned())];
+    let details = ErrorDetails::with_error_info("NOT_LEADER", "raftlock", metadata);
+    b.refuse(Some(tonic::Status::with_error_details(tonic::Code::Unavailable, "not the leader", details)));
+    let before = net.dials("b:1") + net.dials("c:1");
+    for _ in 0..10 {
+        stream.send(Event::Draining(v1::Draining {})).await;
+        assert!(stream.is_quiet_for(s(1.0)).await);
+    }
+    let dials = net.dials("b:1") + net.dials("c:1") - before;
+    assert!((4..60).contains(&dials), "{dials} dials in 10 s");
+    assert!(guard.is_held());
+    // It moves as soon as one serves.
+    b.refuse(None);
+    let mut next = b.stream().await;
+    next.resumed(20, &[(1, 5)], &[]).await;
+    settle().await;
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_all_drain_at_once_are_not_asked_in_a_spin() {
+    let (net, mut a, mut b, client, mut stream) = two().await;
+    let guard = stream.grant(&client, "k", s(30.0), 5).await;
+    tokio::time::sleep(s(2.0)).await;
+    stream.send(Event::Draining(v1::Draining {})).await;
+    let mut kept = Vec::new();
+    let meet = async |mut stream: Script| {
+        stream.resumed(1, &[(1, 5)], &[]).await;
+        stream.send(Event::Draining(v1::Draining {})).await;
+        kept.push(stream);
+    };
+    let streams = attempts(&net, &mut [&mut a, &mut b], 10.0, meet).await;
+    assert!((3..150).contains(&streams), "{streams} attempts in 10 s");
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_serve_and_end_at_once_do_not_spin() {
+    for is_held in [false, true] {
+        let (net, mut a, mut b, client, mut stream) = two().await;
+        let guard = stream.grant(&client, "k", s(60.0), 5).await;
+        let held: &[(u64, u64)] = if is_held { &[(1, 5)] } else { &[] };
+        let guard = Some(guard).filter(|_| is_held);
+        if !is_held {
+            assert_eq!(stream.release().await.token, 5);
+            stream.finished(1, 1).await;
+        }
+        tokio::time::sleep(s(2.0)).await;
+        drop(stream);
+        let meet = async |mut stream: Script| {
+            stream.resumed(1, held, &[]).await;
+            settle().await;
+        };
+        let streams = attempts(&net, &mut [&mut a, &mut b], 10.0, meet).await;
+        let most = if is_held { 300 } else { 40 };
+        assert!((6..most).contains(&streams), "{streams} attempts in 10 s, held: {is_held}");
+        drop(guard);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_served_for_a_while_is_replaced_at_once_while_a_lock_is_held() {
+    let (_net, mut node, client) = pair().await;
+    let mut stream = node_stream(&mut node, &client).await;
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    for _ in 0..3 {
+        assert!(stream.is_quiet_for(s(1.1)).await);
+        drop(stream);
+        let ended = Instant::now();
+        stream = node.stream().await;
+        assert!(ended.elapsed() < s(0.01), "{:?}", ended.elapsed());
+        stream.resumed(1, &[(1, 5)], &[]).await;
+    }
+    assert!(guard.is_held());
 }

@@ -2,11 +2,13 @@
 
 mod support;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use raftlock::{Client, Error, ErrorKind, GuardState, LostReason};
+use raftlock_proto::v1;
 use raftlock_proto::v1::session_lost::Reason;
 use support::*;
 use tokio::time::{Instant, timeout};
@@ -158,6 +160,41 @@ async fn with_lock_can_be_spawned_and_releases() {
     stream.release().await;
     stream.finished(1, 1).await;
     assert_eq!(running.await.unwrap().unwrap(), 5);
+}
+
+/// An application's own function.
+async fn work_under(guard: &raftlock::LockGuard, what: &str) -> String {
+    tokio::task::yield_now().await;
+    format!("{what} under {}", guard.token())
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_lock_can_be_spawned_whatever_its_work_holds() {
+    let (_net, mut node, client) = pair().await;
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let working = {
+        let (done, client, name) = (done.clone(), client.clone(), "k".to_owned());
+        async move {
+            let local = "work".to_owned();
+            let work = async |guard: &raftlock::LockGuard| {
+                let text = work_under(guard, &local).await;
+                guard.run(tokio::task::yield_now()).await?;
+                done.lock().unwrap().push(text);
+                Ok::<_, Error>(())
+            };
+            client.with_lock(&name, work).await?
+        }
+    };
+    let boxed: futures_util::future::BoxFuture<'static, Result<(), Error>> = Box::pin(working);
+    let running = tokio::spawn(boxed);
+    let mut stream = node.stream().await;
+    stream.open(1).await;
+    stream.acquire().await;
+    stream.granted(1, 1, 5).await;
+    stream.release().await;
+    stream.finished(1, 1).await;
+    running.await.unwrap().unwrap();
+    assert_eq!(*done.lock().unwrap(), ["work under 5"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,15 +359,76 @@ async fn a_guard_can_be_dropped_on_a_plain_thread_and_in_a_panic() {
     assert_eq!(stream.release().await.token, 6);
 }
 
-#[tokio::test(start_paused = true)]
-async fn watchers_are_woken_after_a_suspension_without_asking_again() {
+/// One node, and a client on a machine that can be suspended: seconds that its boot-time clock counts and its timers
+/// do not.
+fn suspendable() -> (Node, Client, Arc<AtomicU64>) {
     let net = Net::default();
-    let mut node = net.node("a:1");
+    let node = net.node("a:1");
     let slept = Arc::new(AtomicU64::new(0));
     let mut seams = net.seams().0;
     let (running, asleep) = (seams.clock.clone(), slept.clone());
     seams.clock = Arc::new(move || running() + Duration::from_secs(asleep.load(Ordering::Relaxed)));
     let client = Client::builder().endpoints("a:1").seams(seams).lazy().unwrap();
+    (node, client, slept)
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_guard_is_handed_out_after_its_lease() {
+    let (mut node, client, slept) = suspendable();
+    let mut stream = node_stream(&mut node, &client).await;
+    let mut waiting = client.lock("k").ttl(s(9.0)).into_future();
+    assert!((&mut waiting).now_or_never().is_none());
+    stream.open(1).await;
+    stream.acquire().await;
+    stream.granted(1, 1, 5).await;
+    // The grant has come in time, but the caller fetches it only after the machine slept.
+    settle().await;
+    slept.store(10, Ordering::Relaxed);
+    let error = waiting.await.unwrap_err();
+    assert!(matches!(error, Error::Lost(LostReason::Expired)), "{error}");
+    assert!(error.is_retryable());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ttl_that_the_cluster_refuses_fails_the_extend_alone() {
+    let (_net, mut node, client) = pair().await;
+    let mut stream = node_stream(&mut node, &client).await;
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    stream.renews = false;
+    let answering = async {
+        let renew = stream.renew().await;
+        assert_eq!(renew.ttl_ms, 3_600_000);
+        let error = v1::OpError { reason: "INVALID_ARGUMENT".into(), ..Default::default() };
+        let refused = v1::SessionError { key: 0, session: 1, error: Some(error) };
+        stream.send(v1::session_event::Event::Error(refused)).await;
+        let renew = stream.renew().await;
+        assert_eq!(renew.ttl_ms, 9_000, "on with the one before");
+        stream.renewed(renew.number, &[1]).await;
+    };
+    let (extended, ()) = tokio::join!(guard.extend(s(3_600.0)), answering);
+    assert_eq!(extended.unwrap_err().kind(), ErrorKind::InvalidArgument);
+    assert!(guard.is_held() && guard.remaining() > s(8.8));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_outlasts_a_suspension_is_renewed_right_after_it() {
+    let (mut node, client, slept) = suspendable();
+    let mut stream = node_stream(&mut node, &client).await;
+    let guard = stream.grant(&client, "k", s(30.0), 5).await;
+    stream.renews = false;
+    slept.store(25, Ordering::Relaxed);
+    let woken = Instant::now();
+    let renew = stream.renew().await;
+    assert!(woken.elapsed() <= s(1.0), "{:?}", woken.elapsed());
+    stream.renewed(renew.number, &[1]).await;
+    settle().await;
+    assert!(guard.remaining() > s(29.0));
+    assert!(stream.is_quiet_for(s(8.0)).await, "once is enough");
+}
+
+#[tokio::test(start_paused = true)]
+async fn watchers_are_woken_after_a_suspension_without_asking_again() {
+    let (mut node, client, slept) = suspendable();
     let mut stream = node_stream(&mut node, &client).await;
     let guard = stream.grant(&client, "k", s(600.0), 5).await;
     let lost = tokio::spawn(guard.lost());

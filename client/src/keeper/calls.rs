@@ -284,13 +284,13 @@ impl Keeper {
                     self.leave_stream(now, failure);
                 }
             }
-            Ok(answer) => self.reply_read(request, Ok(answer)),
-            Err(CallFailure::Final(error)) => self.reply_read(request, Err(error)),
+            Ok(answer) => self.reply_read(now, request, Ok(answer)),
+            Err(CallFailure::Final(error)) => self.reply_read(now, request, Err(error)),
         }
     }
 
-    fn reply_read(&mut self, request: RequestId, answer: Result<Answer, Error>) {
-        self.links.served();
+    fn reply_read(&mut self, now: Now, request: RequestId, answer: Result<Answer, Error>) {
+        self.links.served(now.at);
         if let Some(What::Reading { reply, .. }) = self.finish(request) {
             let _ = reply.send(answer);
         }

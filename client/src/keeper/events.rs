@@ -54,7 +54,7 @@ impl Keeper {
                     return;
                 };
                 self.by_id.insert(session, slot);
-                self.links.served();
+                self.links.served(now.at);
                 let opened = self.session(slot, |s| s.opened(now, session, number));
                 self.unless_over(slot, opened);
             }
@@ -64,7 +64,7 @@ impl Keeper {
                 };
                 if !more {
                     self.by_key.remove(&key);
-                    self.links.served();
+                    self.links.served(now.at);
                 }
                 let mut effects = Vec::new();
                 let resumed = self.session(slot, |session| session.resumed(now, part, more, &mut effects));
@@ -88,11 +88,11 @@ impl Keeper {
                 }
             }
             Event::Failed { key, session, error } => self.not_taken(now, key, session, &error),
-            Event::Draining => self.links.drain(),
-            Event::Moved => {
-                self.links.clear_outbox();
-                self.attach_all(link);
+            Event::Draining => {
+                let need = self.need(now);
+                self.links.drain(now.at, need, &mut self.random);
             }
+            Event::Moved => self.resume_all(link),
         }
     }
 
@@ -132,10 +132,13 @@ impl Keeper {
                 self.session(slot, |session| session.attach_later(now, error));
             }
         } else if let Some(&slot) = self.by_id.get(&session) {
-            self.session(slot, |session| match error.is_not_attached() {
-                true => session.attach_again(now),
-                false => session.renew_later(now, error),
-            });
+            if error.is_not_attached() {
+                self.session(slot, |session| session.attach_again(now));
+            } else {
+                for request in self.session(slot, |session| session.renew_later(now, error)) {
+                    self.refuse_extend(request, error);
+                }
+            }
         }
     }
 }

@@ -24,6 +24,10 @@ use crate::wire::{Attachment, Op};
 /// No attempt to connect gets less.
 const ATTEMPT_MIN: Duration = Duration::from_millis(100);
 
+/// A stream that served so long was worth having: when it ends, the next is asked at once. One that served for less
+/// counts as a failed attempt, or endpoints that accept, answer and end would be asked in a spin.
+const STEADY: Duration = Duration::from_secs(1);
+
 /// What the sessions need of the streams.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Need {
@@ -31,7 +35,7 @@ pub(super) struct Need {
     pub stream: bool,
     /// There are sessions, so a second connection is worth having.
     pub sessions: bool,
-    /// A lock is held: what is left of the lease that ends first, and how long it may go unanswered.
+    /// A lock is held: what is left of the lease that ends first, and how long an attempt for it may last.
     pub held: Option<(Duration, Duration)>,
     /// What is left of the lease that ends first, whether or not it holds a lock.
     pub lease: Option<Duration>,
@@ -51,10 +55,17 @@ pub(super) struct Link {
     pub conn: Conn,
     target: Target,
     outbound: mpsc::Sender<v1::SessionRequest>,
+    since: Instant,
     draining: bool,
     /// A session was attached here: the endpoint serves.
     served: bool,
     _reader: Task,
+}
+
+impl Link {
+    fn is_steady(&self, now: Instant) -> bool {
+        self.served && now >= self.since + STEADY
+    }
 }
 
 struct Attempt {
@@ -74,6 +85,7 @@ pub(super) struct Links {
     retired: Option<Link>,
     attempt: Option<Attempt>,
     next_try: Option<Instant>,
+    round_since: Option<Instant>,
     pub standby: Standby,
     outbox: Outbox,
     /// Counts streams and tasks.
@@ -98,6 +110,7 @@ impl Links {
             retired: None,
             attempt: None,
             next_try: None,
+            round_since: None,
             standby: Standby::new(),
             outbox: Outbox::default(),
             last_id: 0,
@@ -160,7 +173,7 @@ impl Links {
     fn wants_attempt(&self, need: Need) -> bool {
         let leaves = match &self.current {
             None => true,
-            Some(link) => link.draining && self.endpoints.len() > 1,
+            Some(link) => link.draining && self.endpoints.has_other(&link.target.address),
         };
         need.stream && leaves && self.attempt.is_none()
     }
@@ -188,7 +201,7 @@ impl Links {
                 let stream = transport::open(&conn).await?;
                 Ok((conn, stream))
             };
-            let silence = || Err(Failure::new(format!("no answer within {limit:?}")));
+            let silence = || Err(Failure::silence(limit));
             let result = tokio::time::timeout(limit, work).await.unwrap_or_else(|_| silence());
             // Nobody listens any more: then nobody needs the stream either.
             let _ = happenings.send(Happening::Connected { attempt: id, result: result.map(Box::new) }).await;
@@ -234,24 +247,38 @@ impl Links {
                 }
             });
         match checked {
-            Ok(opened) => Some(self.take_up(target, *opened)),
+            Ok(opened) => Some(self.take_up(target, *opened, now)),
             Err(failure) => {
                 debug!(endpoint = target.address, reason = failure.reason, "endpoint failed");
-                let round_is_over = self.endpoints.failed(&target, &failure);
-                self.next_try = round_is_over.then(|| now + self.pause(failure.retry_after, need, random));
+                self.try_next(&target, &failure, now, need, random);
                 None
             }
         }
     }
 
+    /// This one did not do: the next at once, or after a pause if each had its chance.
+    fn try_next(
+        &mut self,
+        failed: &Target,
+        failure: &Failure,
+        now: Instant,
+        need: Need,
+        random: &mut Random,
+    ) {
+        let avoid = self.endpoint_in_use().map(str::to_owned);
+        let round_is_over = self.endpoints.failed(failed, failure, avoid.as_deref());
+        self.next_try = round_is_over.then(|| now + self.pause(failure.retry_after, need, random));
+    }
+
+    /// A lock that is held is in a hurry, unless a stream that is to be left still carries it.
     fn pause(&mut self, asked: Option<Duration>, need: Need, random: &mut Random) -> Duration {
         match need.held {
-            Some(_) => self.retry.pause_held(random),
-            None => self.retry.pause(random, asked, need.lease),
+            Some(_) if self.current.is_none() => self.retry.pause_held(random),
+            _ => self.retry.pause(random, asked, need.lease),
         }
     }
 
-    fn take_up(&mut self, target: Target, (conn, stream): (Conn, Stream)) -> Attachment {
+    fn take_up(&mut self, target: Target, (conn, stream): (Conn, Stream), now: Instant) -> Attachment {
         let id = Attachment(self.next_id());
         debug!(endpoint = target.address, attachment = id.0, "stream opened");
         let (happenings, mut inbound) = (self.happenings.clone(), stream.inbound);
@@ -265,8 +292,8 @@ impl Links {
             }
         });
         let _reader = Task(reader);
-        let link =
-            Link { id, conn, target, outbound: stream.outbound, draining: false, served: false, _reader };
+        let outbound = stream.outbound;
+        let link = Link { id, conn, target, outbound, since: now, draining: false, served: false, _reader };
         self.outbox.clear();
         if let Some(old) = self.current.replace(link) {
             self.retired = Some(old);
@@ -278,12 +305,15 @@ impl Links {
 
     // ------------------------------------------------------------------------------------------- in use
 
-    /// A session was attached on the stream in use.
-    pub(super) fn served(&mut self) {
+    /// A session was attached on the stream in use: should it be lost, the others get their chance at once. Not more
+    /// often than each [`STEADY`], or serving for a moment would keep a round from ever being over.
+    pub(super) fn served(&mut self, now: Instant) {
         if let Some(link) = self.current.as_mut().filter(|link| !link.served) {
             link.served = true;
             self.endpoints.serves(&link.target);
-            self.retry.reset();
+            if self.round_since.is_none_or(|since| now >= since + STEADY) {
+                self.begin_round(now);
+            }
         }
     }
 
@@ -292,11 +322,25 @@ impl Links {
         self.retired = None;
     }
 
-    /// The node asked to be left.
-    pub(super) fn drain(&mut self) {
-        if let Some(link) = &mut self.current {
-            link.draining = true;
+    /// The node asked to be left. It may do so at once, and so may the next: then it is one attempt that failed.
+    pub(super) fn drain(&mut self, now: Instant, need: Need, random: &mut Random) {
+        let Some(link) = self.current.as_mut().filter(|link| !link.draining) else {
+            return;
+        };
+        link.draining = true;
+        if link.is_steady(now) {
+            self.begin_round(now);
+            self.retry.reset();
+            self.next_try = None;
+        } else {
+            let target = link.target.clone();
+            self.try_next(&target, &Failure::new("asks to be left"), now, need, random);
         }
+    }
+
+    fn begin_round(&mut self, now: Instant) {
+        self.endpoints.begin_round();
+        self.round_since = Some(now);
     }
 
     /// The stream in use leaves something unanswered. It is left, but listened to until another has taken over.
@@ -327,7 +371,9 @@ impl Links {
     fn left(&mut self, link: &Link, failure: Failure, now: Instant, need: Need, random: &mut Random) {
         debug!(endpoint = link.target.address, reason = failure.reason, "stream lost");
         self.outbox.clear();
-        if link.served {
+        if link.is_steady(now) {
+            self.begin_round(now);
+            self.retry.reset();
             self.endpoints.lost(&link.target, &failure);
             // While a lock is held the next is asked at once; else a crowd would move in step.
             self.next_try = match need.held {
@@ -335,9 +381,8 @@ impl Links {
                 None => Some(now + self.pause(None, need, random)),
             };
         } else {
-            // Accepted, but of no use: that is a failed attempt, or two such endpoints would be asked in a spin.
-            let round_is_over = self.endpoints.failed(&link.target, &failure);
-            self.next_try = round_is_over.then(|| now + self.pause(failure.retry_after, need, random));
+            // Accepted, but of no use, or not for long.
+            self.try_next(&link.target, &failure, now, need, random);
         }
     }
 

@@ -18,7 +18,8 @@ use crate::wire::{OpError, Wait};
 impl Keeper {
     pub(super) fn acquire(&mut self, now: Now, request: RequestId, wish: Wish, reply: Reply<Acquired>) {
         let patience = wish.patience;
-        let slot = self.slot_for(wish.kind, wish.ttl);
+        let (kind, ttl) = (wish.kind, wish.ttl);
+        let slot = self.slot_for(kind, ttl);
         self.begin(now, request, What::Acquiring { slot, wish, place: None, reply }, &[]);
         match patience {
             Patience::Try => self.set_alarm(request, now.at + self.connect_timeout, Alarm::Limit),
@@ -28,12 +29,22 @@ impl Keeper {
         if !self.links.reached_any() {
             self.set_alarm(request, now.at + self.connect_timeout, Alarm::Contact);
         }
-        self.submit(now, request);
+        self.submit_to(now, request, slot);
     }
 
-    /// Puts a request into a session that takes new ones: at first, and again when its session was lost under it.
+    /// Once more, in a session that takes new requests: the one before was lost under it.
     fn submit(&mut self, now: Now, request: RequestId) {
-        let Some(Call { started, what: What::Acquiring { wish, .. }, .. }) = self.calls.get(&request) else {
+        if let Some(What::Acquiring { wish, .. }) = self.calls.get(&request).map(|call| &call.what) {
+            let (kind, ttl) = (wish.kind, wish.ttl);
+            let slot = self.slot_for(kind, ttl);
+            self.submit_to(now, request, slot);
+        }
+    }
+
+    fn submit_to(&mut self, now: Now, request: RequestId, chosen: Slot) {
+        let Some(Call { started, what: What::Acquiring { wish, slot, .. }, .. }) =
+            self.calls.get_mut(&request)
+        else {
             return;
         };
         let wait = match wish.patience {
@@ -41,11 +52,8 @@ impl Keeper {
             Patience::AtMost(wait) => Wait::AtMost(wait.saturating_sub(now.at - *started)),
             Patience::Forever => Wait::Forever,
         };
-        let (kind, ttl, ask) = (wish.kind, wish.ttl, wish.ask.clone());
-        let chosen = self.slot_for(kind, ttl);
-        if let Some(What::Acquiring { slot, .. }) = self.calls.get_mut(&request).map(|call| &mut call.what) {
-            *slot = chosen;
-        }
+        *slot = chosen;
+        let ask = wish.ask.clone();
         self.sessions.get_mut(&chosen).expect("just chosen").acquire(request, ask, wait);
     }
 
@@ -55,7 +63,8 @@ impl Keeper {
         }
         self.last_slot += 1;
         let slot = Slot(self.last_slot);
-        let session = Session::new(kind, ttl, self.random.secret(), self.owner.clone(), self.clock.clone());
+        let (secret, owner, clock) = (self.random.secret(), self.owner.clone(), self.clock.clone());
+        let session = Session::new(kind, ttl, secret, owner, clock, self.ways);
         self.sessions.insert(slot, session);
         if kind == Kind::Shared {
             self.shared.insert(ttl, slot);
@@ -210,6 +219,13 @@ impl Keeper {
 
     fn failed(&mut self, request: RequestId, error: &OpError) {
         if let Some(What::Acquiring { reply, .. }) = self.finish(request) {
+            let _ = reply.send(Err(Error::from_reason(&error.reason, &error.message)));
+        }
+    }
+
+    /// The cluster does not allow the new TTL. The lock is held on, under the one before.
+    pub(super) fn refuse_extend(&mut self, request: RequestId, error: &OpError) {
+        if let Some(What::Extending { reply, .. }) = self.finish(request) {
             let _ = reply.send(Err(Error::from_reason(&error.reason, &error.message)));
         }
     }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::endpoints::{Endpoints, Target};
 use crate::error::{CallFailure, Failure};
 use crate::guard::LostReason;
-use crate::lease::{BootTime, Number, answer_limit};
+use crate::lease::{BootTime, Number};
 use crate::seams::{Clock, Dial, Random};
 use crate::session::{Now, Session};
 use crate::transport::{Answer, Conn, Stream};
@@ -78,6 +78,8 @@ pub(crate) struct Keeper {
     sender: mpsc::Sender<Happening>,
     owner: Arc<str>,
     connect_timeout: Duration,
+    /// How many endpoints there are.
+    ways: u32,
     /// For one try of a read, so that every endpoint gets one.
     read_limit: Duration,
     clock: Clock,
@@ -109,7 +111,8 @@ impl Keeper {
         let (sender, happenings) = mpsc::channel(HAPPENINGS);
         // Clients that share a list of endpoints shall not all begin with the same one.
         let start = config.random.below(config.endpoints.len());
-        let read_limit = config.connect_timeout / config.endpoints.len() as u32;
+        let ways = config.endpoints.len() as u32;
+        let read_limit = config.connect_timeout / ways;
         let endpoints = Endpoints::new(config.endpoints, start);
         Keeper {
             commands,
@@ -118,6 +121,7 @@ impl Keeper {
             sender,
             owner: config.owner,
             connect_timeout: config.connect_timeout,
+            ways,
             read_limit,
             clock: config.clock,
             random: config.random,
@@ -184,7 +188,7 @@ impl Keeper {
     /// What the sessions and callers need of the streams.
     fn need(&self, now: Now) -> Need {
         let held = self.sessions.values().filter(|session| session.holds_locks());
-        let held = held.filter_map(|session| Some((session.remaining(now)?, answer_limit(session.ttl()))));
+        let held = held.filter_map(|session| Some((session.remaining(now)?, session.attach_limit(now))));
         Need {
             stream: !self.sessions.is_empty() || self.calls.values().any(Call::needs_stream),
             sessions: !self.sessions.is_empty(),
@@ -199,6 +203,7 @@ impl Keeper {
         self.end_overdue_leases();
         self.sound_alarms(now);
         self.leave_silent_stream(now);
+        self.ask_for_missing_answers(now);
         self.close_spent_sessions(now);
         self.renew(now);
         self.send(now);
@@ -222,6 +227,23 @@ impl Keeper {
         if self.sessions.values().any(|session| session.is_unanswered(now)) {
             self.leave_stream(now, Failure::new("the stream gave no answer in time"));
         }
+    }
+
+    /// The stream answers renewals, but not a request: what was sent may have got lost behind it, as after a change of
+    /// its way that nobody told us of. The resume finds out, and what the cluster does not know is sent again.
+    fn ask_for_missing_answers(&mut self, now: Now) {
+        if let Some(link) = self.links.current().map(|link| link.id)
+            && self.sessions.values().any(|session| session.misses_an_answer(now))
+        {
+            tracing::debug!(attachment = link.0, "requests are unanswered; resuming on the same stream");
+            self.resume_all(link);
+        }
+    }
+
+    /// Whatever is unanswered on this stream may be lost.
+    fn resume_all(&mut self, link: Attachment) {
+        self.links.clear_outbox();
+        self.attach_all(link);
     }
 
     fn leave_stream(&mut self, now: Now, failure: Failure) {
@@ -276,7 +298,7 @@ impl Keeper {
         }
         let shared = &mut self.shared;
         self.sessions.retain(|slot, session| {
-            let is_void = session.is_closing() && session.is_unborn();
+            let is_void = session.is_closing() && session.is_unborn(now);
             if is_void {
                 shared.retain(|_, shared| shared != slot);
             }

@@ -20,7 +20,7 @@ impl Rig {
             let boot = boot.clone();
             Arc::new(move || *boot.lock().unwrap())
         };
-        let session = Session::new(kind, Duration::from_secs(ttl), [7; 16], "me".into(), clock);
+        let session = Session::new(kind, Duration::from_secs(ttl), [7; 16], "me".into(), clock, 2);
         Rig { session, boot, started: Instant::now(), number: 0 }
     }
 
@@ -174,6 +174,150 @@ fn an_attachment_has_more_time_while_no_lock_is_at_stake() {
     assert!(silent_after(Rig::new(Kind::Shared, 1), 1_000));
     assert!(!silent_after(Rig::holding(Kind::Shared, 1), 111));
     assert!(silent_after(Rig::holding(Kind::Shared, 1), 112));
+}
+
+#[test]
+fn a_renewal_waits_for_no_more_than_a_share_of_what_is_left() {
+    // A longer TTL is asked for, and the cluster has not granted it yet.
+    let mut rig = Rig::holding(Kind::Shared, 9);
+    rig.pass(3_000);
+    rig.session.extend(rig.now(), RequestId(7), Duration::from_secs(3_600));
+    rig.renew();
+    assert_eq!(rig.wakes_in(), Some(Duration::from_millis(5_910) / 3));
+    // Late in the lease.
+    let mut rig = Rig::holding(Kind::Shared, 9);
+    rig.pass(8_310);
+    rig.renew();
+    assert_eq!(rig.wakes_in(), Some(Duration::from_millis(200)));
+    // And however long the TTL is, a silent stream is noticed.
+    let mut rig = Rig::holding(Kind::Shared, 3_600);
+    rig.renew();
+    assert_eq!(rig.wakes_in(), Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn no_attachment_and_no_close_waits_for_minutes() {
+    let two = Some(Duration::from_secs(2));
+    let mut rig = Rig::new(Kind::Shared, 3_600);
+    rig.attach();
+    assert_eq!(rig.wakes_in(), two);
+    let mut rig = Rig::holding(Kind::Shared, 3_600);
+    rig.session.detach();
+    rig.attach();
+    assert_eq!(rig.wakes_in(), two);
+    rig.resumed(1).unwrap();
+    rig.session.close();
+    rig.ops();
+    assert_eq!(rig.wakes_in(), two);
+}
+
+fn refusal(reason: &str, after_ms: Option<u64>) -> OpError {
+    let retry_after = after_ms.map(Duration::from_millis);
+    OpError { reason: reason.into(), message: String::new(), retry_after }
+}
+
+#[test]
+fn a_refused_close_is_said_again() {
+    for reason in ["QUEUE_BUSY", "NOT_LEADER", "OUTCOME_UNKNOWN"] {
+        let mut rig = Rig::holding(Kind::Shared, 9);
+        rig.session.close();
+        assert!(matches!(rig.ops()[..], [Op::Close { .. }]));
+        let refused = Outcome::Error(refusal(reason, Some(300)));
+        rig.session.outcome(rig.now(), Ticket::NONE, refused, &mut Vec::new());
+        assert!(rig.ops().is_empty(), "{reason}: at once");
+        assert_eq!(rig.wakes_in(), Some(Duration::from_millis(300)), "{reason}");
+        rig.pass(300);
+        assert!(matches!(rig.ops()[..], [Op::Close { .. }]), "{reason}");
+        assert!(rig.ops().is_empty());
+    }
+}
+
+#[test]
+fn a_leader_that_stays_busy_is_left_after_a_while() {
+    let mut rig = Rig::new(Kind::Shared, 60);
+    let mut waited = 0;
+    while !rig.session.is_unanswered(rig.now()) {
+        rig.attach();
+        rig.session.attach_later(rig.now(), &refusal("QUEUE_BUSY", Some(300)));
+        rig.pass(300);
+        waited += 300;
+        assert!(waited < 6_000);
+    }
+    assert!(waited >= 5_000, "{waited} ms");
+}
+
+#[test]
+fn no_server_puts_a_renewal_off_until_the_lease_is_over() {
+    let mut rig = Rig::holding(Kind::Shared, 2);
+    rig.pass(700);
+    rig.renew();
+    rig.session.renew_later(rig.now(), &refusal("QUEUE_BUSY", Some(5_000)));
+    assert_eq!(rig.wakes_in(), Some(Duration::from_millis(1_250) / 4));
+    rig.pass(313);
+    assert!(rig.session.wants_renewal(rig.now()));
+}
+
+#[test]
+fn a_new_ttl_that_the_cluster_refuses_fails_its_caller_and_not_the_lease() {
+    let mut rig = Rig::holding(Kind::Shared, 9);
+    rig.session.extend(rig.now(), RequestId(7), Duration::from_secs(3_600));
+    rig.renew();
+    let failed = rig.session.renew_later(rig.now(), &refusal("INVALID_ARGUMENT", None));
+    assert_eq!(failed, [RequestId(7)]);
+    assert!(rig.session.wants_renewal(rig.now()));
+    rig.number += 1;
+    let names = rig.session.renew(rig.now(), Number(rig.number), Duration::from_secs(3));
+    assert_eq!(names, Some(Duration::from_secs(9)));
+}
+
+#[test]
+fn an_open_whose_answer_was_lost_is_asked_for_again_to_be_closed() {
+    let mut rig = Rig::new(Kind::Shared, 9);
+    assert!(rig.session.is_unborn(rig.now()), "never sent");
+    rig.attach();
+    rig.session.detach();
+    rig.session.close();
+    assert!(!rig.session.is_unborn(rig.now()));
+    assert!(matches!(rig.attach(), Op::Open { secret: [7, ..], .. }));
+    rig.opened(2).unwrap();
+    assert!(matches!(rig.ops()[..], [Op::Close { .. }]));
+    // What nobody could be asked about for a TTL is over by itself.
+    let mut rig = Rig::new(Kind::Shared, 9);
+    rig.attach();
+    rig.session.detach();
+    rig.session.close();
+    rig.pass(3_000);
+    assert_eq!(rig.wakes_in(), Some(Duration::from_secs(6)));
+    rig.pass(6_000);
+    assert!(rig.session.is_unborn(rig.now()));
+}
+
+#[test]
+fn an_unknown_attachment_is_made_again_at_once_but_not_in_a_spin() {
+    let mut rig = Rig::holding(Kind::Shared, 9);
+    rig.pass(500);
+    rig.session.attach_again(rig.now());
+    assert!(rig.session.wants_attachment(rig.now()));
+    rig.attach();
+    rig.resumed(1).unwrap();
+    rig.session.attach_again(rig.now());
+    assert!(!rig.session.wants_attachment(rig.now()));
+    rig.pass(100);
+    assert!(rig.session.wants_attachment(rig.now()));
+}
+
+#[test]
+fn an_own_session_whose_grant_a_resume_tells_is_renewed_as_well() {
+    let mut rig = Rig::new(Kind::Own, 9);
+    rig.session.acquire(RequestId(1), Arc::new(Ask::default()), Wait::Forever);
+    rig.attach();
+    rig.opened(1).unwrap();
+    rig.ops();
+    rig.session.detach();
+    rig.pass(2_000);
+    rig.attach();
+    rig.resumed(1).unwrap();
+    assert!(rig.session.holds_locks() && rig.session.wants_renewal(rig.now()));
 }
 
 #[test]

@@ -291,3 +291,75 @@ fn a_grant_during_the_resume_need_not_be_in_its_answer() {
     // Held stays held. The dropped one is released, though the answer does not know it.
     assert_eq!((rig.tickets.held(), rig.sent().as_str()), (1, "R2=6/3"));
 }
+
+#[test]
+fn an_operation_without_an_answer_is_missed_and_ever_more_patiently() {
+    let s = Duration::from_secs;
+    let mut rig = Rig::asking(1);
+    assert_eq!(rig.tickets.answer_by(), None, "not sent yet");
+    for limit in [2, 4, 6, 8, 8] {
+        assert_eq!(rig.sent(), "A1/1");
+        assert_eq!(rig.tickets.answer_by(), Some(rig.now + s(limit)));
+        assert_eq!(rig.tickets.wakes_at(), rig.tickets.answer_by());
+        rig.now += s(limit);
+        rig.tickets.resuming();
+        assert_eq!(rig.tickets.answer_by(), None, "the resume has a limit of its own");
+        assert_eq!(rig.resumed(&[], &[], &[], 1), []);
+    }
+    // The first answer that is overdue counts.
+    let mut rig = Rig::asking(2);
+    rig.sent();
+    rig.now += s(1);
+    rig.acquire(103);
+    rig.sent();
+    rig.told(1, Outcome::Queued { place: 1 });
+    rig.grant(2, 5);
+    assert_eq!(rig.tickets.answer_by(), Some(rig.now + s(2)));
+    rig.told(3, Outcome::Refused(Contention::default()));
+    assert_eq!(rig.tickets.answer_by(), None);
+    // The answer to the acquire is none to the cancel, and a release is awaited as well.
+    rig.abandon(101);
+    rig.abandon(102);
+    assert_eq!(rig.sent(), "C1/4 R2=5/4");
+    rig.told(1, Outcome::Queued { place: 1 });
+    rig.told(2, Outcome::Finished);
+    assert_eq!(rig.tickets.answer_by(), Some(rig.now + s(2)));
+    rig.told(1, Outcome::Finished);
+    assert_eq!(rig.tickets.answer_by(), None);
+}
+
+#[test]
+fn an_operation_that_is_refused_for_too_long_is_missed_too() {
+    let mut rig = Rig::asking(1);
+    rig.sent();
+    let refused = rig.now;
+    for _ in 0..40 {
+        rig.told(1, error("QUEUE_BUSY"));
+        assert_eq!(rig.tickets.answer_by(), Some(refused + BUSY_LIMIT));
+        rig.now += RETRY_PAUSE;
+        assert_eq!(rig.sent(), "A1/1");
+    }
+    rig.tickets.resuming();
+    rig.resumed(&[], &[], &[], 1);
+    assert_eq!(rig.sent(), "A1/1");
+    assert!(rig.tickets.answer_by().unwrap() > refused + BUSY_LIMIT);
+}
+
+#[test]
+fn a_grant_or_a_place_that_nobody_awaits_is_given_back() {
+    let mut rig = Rig::asking(2);
+    rig.sent();
+    rig.abandon(101);
+    rig.abandon(102);
+    rig.sent();
+    // The cancels could not be executed, and nobody knows of the requests any more.
+    rig.told(1, error("SOMETHING_NEW"));
+    rig.told(2, error("SOMETHING_NEW"));
+    assert!(rig.tickets.is_empty());
+    assert_eq!(rig.told(1, granted(5)), []);
+    assert_eq!(rig.told(2, Outcome::Queued { place: 1 }), []);
+    assert_eq!(rig.sent(), "R1=5/3 C2/3");
+    // Of a ticket that was never given out, nothing can be known.
+    assert_eq!(rig.told(9, granted(6)), []);
+    assert_eq!(rig.sent(), "");
+}
