@@ -145,7 +145,11 @@ impl LockTable {
         let request = self.request(sequence);
         let (session, ticket) = (request.session, request.ticket);
         let obstacle = self.obstacle(request.names.as_slice(), request.mode, Some(sequence));
-        let contention = obstacle.map(|obstacle| self.contention(&obstacle));
+        let contention = obstacle.map(|obstacle| {
+            let mut contention = self.contention(&obstacle);
+            contention.queue_length = contention.queue_length.saturating_sub(1); // it waits no more
+            contention
+        });
         let place = self.place(sequence);
         match self.session(session).kind {
             Kind::Stream(_) => self.finish_request(sequence, How::WaitEnded),

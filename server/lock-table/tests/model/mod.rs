@@ -302,7 +302,10 @@ impl Model {
         let at = id as usize;
         let request = &self.requests[at];
         let (session, ticket) = (request.session, Ticket::new(request.ticket));
-        let contention = self.contention(request.names(), request.mode(), Some(at));
+        let mut contention = self.contention(request.names(), request.mode(), Some(at));
+        if let Some(contention) = &mut contention {
+            contention.queue_length -= 1; // it waits no more
+        }
         let place = self.place(at);
         self.requests[at].status = Status::Over(How::WaitEnded);
         out.push(Output::Event(Event::WaitEnded { session, ticket, place, contention }));
