@@ -1,7 +1,8 @@
 //! From many commands to few log entries: everything that is queued becomes one batch, with its time.
 //!
 //! A node proposes only while it is in office (see [`Office`]). A batch is made for one office and never proposed
-//! under another. While a batch is on its way to the quorum's disks the next one gathers; there is no timer to wait
+//! under another, nor twice: what openraft refused before it appended it goes back into the queue, and into a batch
+//! that is closed anew, with a time of its own. While a batch is on its way to the quorum's disks the next one gathers; there is no timer to wait
 //! for, except that renewals alone may wait a little for company.
 //!
 //! Invariants:
@@ -11,6 +12,10 @@
 //! - Whoever waits is registered before the batch is proposed, and learns exactly one of: its outcome, *not
 //!   proposed*, *unknown*.
 //! - *Not proposed* is said only of what openraft refused before appending it.
+//! - Commands of one caller stay in their order, also when batches were refused.
+//!
+//! Nothing here waits for a quorum without end: a leader that hears from none leaves its office (see `raft/touch`),
+//! and then everybody is answered.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,7 +26,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lock_table::{BATCH_BYTES_MAX, Batch, Command, Renewal, RenewalNumber, SessionId, Settings, Token, Ttl};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -41,10 +46,6 @@ const BATCHES_IN_FLIGHT_MAX: usize = 2;
 /// How long renewals wait for company: under half of the 100 ms after which a client with the shortest lease begins
 /// to doubt the server, and long enough to carry thousands of sessions in one entry.
 const RENEWAL_LINGER: Duration = Duration::from_millis(40);
-
-/// After this long without a quorum, what waits to be proposed again is given up: its callers have other nodes to
-/// try.
-const PAUSE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the node renews the unary waiters that somebody here still waits for: a third of their lease of 10 s.
 const PARKED_RENEWAL: Duration = Duration::from_secs(3);
@@ -69,6 +70,8 @@ pub struct Proposer(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     wake: Notify,
+    /// Batches closed and not settled. Raised under the queue's lock only, so that none is after [`Proposer::pause`].
+    on_their_way: watch::Sender<usize>,
     stalls: AtomicU64,
 }
 
@@ -101,7 +104,12 @@ pub struct FirstEntry {
 impl Proposer {
     /// A proposer that takes nothing until its node is in office.
     pub fn new() -> Self {
-        Proposer(Arc::new(Shared { queue: Mutex::default(), wake: Notify::new(), stalls: AtomicU64::new(0) }))
+        Proposer(Arc::new(Shared {
+            queue: Mutex::default(),
+            wake: Notify::new(),
+            on_their_way: watch::Sender::new(0),
+            stalls: AtomicU64::new(0),
+        }))
     }
 
     /// Queues a command. `origin` learns what becomes of it, unless it is not taken. A unary call that is given up
@@ -143,10 +151,14 @@ impl Proposer {
         self.0.wake.notify_one();
     }
 
-    /// Stops proposing, for good: the node is about to hand its office over. What is queued waits for the end of the
-    /// office.
-    pub fn pause(&self) {
+    /// Stops proposing: the node is about to hand its office over. What is queued waits for the end of the office, or
+    /// for [`Proposer::resume`]. Resolves when nothing is on its way any more; without a quorum that lasts as long as the office.
+    ///
+    /// Cancel safe: it stays paused.
+    pub async fn pause(&self) {
         self.0.lock().paused = true;
+        let mut on_their_way = self.0.on_their_way.subscribe();
+        let _ = on_their_way.wait_for(|count| *count == 0).await;
     }
 
     /// Proposes again, after a hand-over that was not followed by a stop.
@@ -215,25 +227,31 @@ impl Shared {
             let paused = queue.paused;
             std::mem::replace(&mut *queue, Queue { paused, ..Queue::default() })
         };
+        self.on_their_way.send_replace(0);
         for queued in queue.commands {
             not_proposed(queued.origin);
         }
         streams.leave_office();
     }
 
-    /// What goes into the next batch, in order. `complete` says whether all renewals fit.
-    fn take(&self) -> Taken {
+    /// What goes into the next batch, in order; `None` while nothing may be proposed. `complete` says whether all
+    /// renewals fit.
+    fn take(&self) -> Option<Taken> {
         let mut taken =
             Taken { renewals: Vec::new(), complete: true, commands: Vec::new(), origins: Vec::new() };
         let mut room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES;
         let mut queue = self.lock();
+        if queue.paused {
+            return None;
+        }
+        self.on_their_way.send_modify(|count| *count += 1);
         while let Some(entry) = queue.renewals.first_entry() {
             let (number, ttl) = *entry.get();
             let renewal = Renewal { session: *entry.key(), number, ttl };
             let len = renewal.encoded_len();
             if len > room {
                 taken.complete = false;
-                return taken;
+                return Some(taken);
             }
             room -= len;
             entry.remove();
@@ -252,15 +270,16 @@ impl Shared {
             taken.commands.push(queued.command);
             taken.origins.push(queued.origin);
         }
-        taken
+        Some(taken)
     }
 
-    /// Puts back, in front, what was refused before it was proposed.
+    /// Puts back, in front, what was refused before it was proposed. Of several batches the newest comes first.
     fn put_back(&self, batch: Batch, origins: Vec<Origin>) {
         let mut queue = self.lock();
-        for renewal in batch.renewals {
-            let newest = queue.renewals.entry(renewal.session).or_insert((renewal.number, renewal.ttl));
-            newest.1 = newest.1.or(renewal.ttl);
+        for Renewal { session, number, ttl } in batch.renewals {
+            // What is queued came later than what goes back.
+            let newest = queue.renewals.entry(session).or_insert((number, ttl));
+            newest.1 = newest.1.or(ttl);
         }
         for (command, origin) in batch.commands.into_iter().zip(origins).rev() {
             let len = command.encoded_len();
@@ -289,11 +308,12 @@ struct Waiting {
     renewals: bool,
 }
 
+/// What was only queued when the office ended. A session's stream is told that its way moved, and its client resumes
+/// and repeats.
 fn not_proposed(origin: Origin) {
     if let Origin::Call(caller) = origin {
         let _ = caller.answer.send(CallAnswer::NotProposed);
     }
-    // A session's stream is told that its way moved, and its client resumes and repeats.
 }
 
 /// One office: from the node's own first entry to the loss of leadership.
@@ -310,30 +330,55 @@ struct Term<'a> {
 
 /// What a batch on its way came to.
 struct Proposed {
+    /// Counted up over the batches of this office.
+    order: u64,
     stamp: u64,
     bytes: Bytes,
     result: Result<(), ProposeError>,
 }
 
+/// Batches that openraft refused for want of a quorum. They go back into the queue together, once nothing else is on
+/// its way: one by one they would change places. Until then no batch is closed, so none overtakes them.
+#[derive(Default)]
+struct Refused {
+    /// Nothing was taken lately; tried again at each tick.
+    lately: bool,
+    batches: BTreeMap<u64, (Batch, Vec<Origin>)>,
+}
+
+impl Refused {
+    fn put_back(&mut self, shared: &Shared) {
+        for (batch, origins) in std::mem::take(&mut self.batches).into_values().rev() {
+            shared.put_back(batch, origins);
+        }
+    }
+}
+
 impl Term<'_> {
     async fn serve(mut self, clock: &Arc<dyn Clock>, first: &FirstEntry, stop: &CancellationToken) {
-        let mut standing = self.raft.standing();
-        let mut in_flight = FuturesUnordered::new();
-        let mut tick = ticker(TICK);
-        let mut parked = ticker(PARKED_RENEWAL);
-        let mut paused_at: Option<Instant> = None;
-        let mut linger: Option<Instant> = None;
-        let mut next_stamp = random_u64();
-        let mut parked_number = 0;
-
         if self.raft.machine().glance(|table| table.settings().is_none()) {
             let start = first.token_floor.max(clock.unix_seconds() << 20);
             let settings = first.settings.clone();
             let command = Command::Configure { settings, token_start: Token::new(start) };
-            // A batch of its own, before any other, so that no command finds a table without limits.
+            // Before any other, so that no command finds a table without limits.
             self.shared.lock().commands.push_front(Queued { len: 0, command, origin: Origin::Node });
         }
+        let mut refused = Refused::default();
+        self.propose_all(&mut refused, stop).await;
+        // So that it is told: not proposed.
+        refused.put_back(self.shared);
+    }
 
+    /// Until the office ends.
+    async fn propose_all(&mut self, refused: &mut Refused, stop: &CancellationToken) {
+        let mut standing = self.raft.standing();
+        let mut in_flight = FuturesUnordered::new();
+        let mut tick = ticker(TICK);
+        let mut parked = ticker(PARKED_RENEWAL);
+        let mut linger: Option<Instant> = None;
+        let mut next_stamp = random_u64();
+        let mut order = 0;
+        let mut parked_number = 0;
         loop {
             let mut tick_due = false;
             tokio::select! {
@@ -346,8 +391,12 @@ impl Term<'_> {
                     }
                 }
                 Some(proposed) = in_flight.next() => {
-                    if self.settle(proposed, &mut paused_at) == Settled::OutOfOffice {
+                    self.shared.on_their_way.send_modify(|count| *count -= 1);
+                    if self.settle(proposed, refused) == Settled::OutOfOffice {
                         return;
+                    }
+                    if in_flight.is_empty() {
+                        refused.put_back(self.shared);
                     }
                 }
                 _ = tick.tick() => tick_due = true,
@@ -355,19 +404,14 @@ impl Term<'_> {
                     parked_number += 1;
                     self.renew_parked(RenewalNumber::new(parked_number));
                 }
-                () = sleep_until(linger), if paused_at.is_none() && in_flight.len() < BATCHES_IN_FLIGHT_MAX => {}
+                () = sleep_until(linger), if !refused.lately && in_flight.len() < BATCHES_IN_FLIGHT_MAX => {}
                 () = self.shared.wake.notified() => {}
             }
-            if in_flight.len() >= BATCHES_IN_FLIGHT_MAX {
+            if in_flight.len() >= BATCHES_IN_FLIGHT_MAX || !refused.batches.is_empty() {
                 continue;
             }
-            let now = Instant::now();
-            if paused_at.is_some_and(|since| now.duration_since(since) > PAUSE_PATIENCE) {
-                self.give_up();
-                paused_at = None;
-            }
-            if paused_at.is_some() && !tick_due {
-                continue; // tried again at each tick
+            if refused.lately && !tick_due {
+                continue;
             }
             let Some(waiting) = self.shared.waiting() else {
                 linger = None; // or its end would come again and again
@@ -377,10 +421,10 @@ impl Term<'_> {
             let linger_over = match (waiting.renewals, linger) {
                 (false, _) => false,
                 (true, None) => {
-                    linger = Some(now + RENEWAL_LINGER);
+                    linger = Some(Instant::now() + RENEWAL_LINGER);
                     false
                 }
-                (true, Some(until)) => until <= now,
+                (true, Some(until)) => until <= Instant::now(),
             };
             let due = waiting.commands
                 || linger_over
@@ -390,8 +434,9 @@ impl Term<'_> {
                 linger = None;
                 tick.reset();
                 next_stamp = next_stamp.wrapping_add(1);
-                let batch = self.close_batch(next_stamp, time_matters);
-                in_flight.push(self.propose(batch));
+                order += 1;
+                let Some(batch) = self.close_batch(next_stamp, time_matters) else { continue };
+                in_flight.push(self.propose(order, next_stamp, batch));
                 let stalls = self.stalls_before + self.clock.stalls();
                 self.shared.stalls.store(stalls, Ordering::Relaxed);
             }
@@ -399,8 +444,8 @@ impl Term<'_> {
     }
 
     /// Closes a batch, reads the clock, and registers who waits.
-    fn close_batch(&mut self, stamp: u64, time_matters: bool) -> (u64, Bytes) {
-        let taken = self.shared.take();
+    fn close_batch(&mut self, stamp: u64, time_matters: bool) -> Option<Bytes> {
+        let taken = self.shared.take()?;
         let ticking = std::mem::replace(&mut self.ticking, time_matters);
         let dt_ms = self.clock.close_batch(ticking);
         let batch = Batch {
@@ -411,24 +456,25 @@ impl Term<'_> {
             ..Batch::new(if taken.complete { dt_ms } else { 0 })
         };
         self.streams.expect(stamp, taken.origins);
-        (stamp, batch.encode().into())
+        Some(batch.encode().into())
     }
 
-    fn propose(&self, (stamp, bytes): (u64, Bytes)) -> impl Future<Output = Proposed> + use<> {
+    fn propose(&self, order: u64, stamp: u64, bytes: Bytes) -> impl Future<Output = Proposed> + use<> {
         let (raft, office) = (self.raft.clone(), self.office);
         async move {
             let result = raft.propose(office, bytes.clone()).await;
-            Proposed { stamp, bytes, result }
+            Proposed { order, stamp, bytes, result }
         }
     }
 
-    fn settle(&self, proposed: Proposed, paused_at: &mut Option<Instant>) -> Settled {
+    fn settle(&self, proposed: Proposed, refused: &mut Refused) -> Settled {
         match proposed.result {
-            Ok(()) => *paused_at = None,
+            Ok(()) => refused.lately = false,
             Err(ProposeError::Paused) => {
-                paused_at.get_or_insert_with(Instant::now);
+                refused.lately = true;
                 let batch = Batch::decode(&proposed.bytes).expect("this node encoded it just now");
-                self.shared.put_back(batch, self.streams.take_back(proposed.stamp));
+                let origins = self.streams.take_back(proposed.stamp);
+                refused.batches.insert(proposed.order, (batch, origins));
             }
             Err(ProposeError::NotLeader) => {
                 self.streams.take_back(proposed.stamp).into_iter().for_each(not_proposed);
@@ -438,22 +484,6 @@ impl Term<'_> {
             Err(ProposeError::Unknown | ProposeError::Stopped(_)) => return Settled::OutOfOffice,
         }
         Settled::InOffice
-    }
-
-    /// Answers everybody who waited too long for the quorum: the office may well go on, so nobody else tells them.
-    /// The node's own commands stay.
-    fn give_up(&self) {
-        let given_up: VecDeque<Queued> = {
-            let queue = &mut *self.shared.lock();
-            let (keep, given_up) =
-                queue.commands.drain(..).partition(|queued| matches!(queued.origin, Origin::Node));
-            queue.commands = keep;
-            queue.bytes = queue.commands.iter().map(|queued| queued.len).sum();
-            given_up
-        };
-        for queued in given_up {
-            self.streams.refuse(queued.origin);
-        }
     }
 
     fn renew_parked(&self, number: RenewalNumber) {
@@ -481,5 +511,106 @@ async fn sleep_until(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(session: u64) -> Command {
+        Command::Close { session: SessionId::new(session) }
+    }
+
+    fn sessions(commands: &[Command]) -> Vec<u64> {
+        let of = |command: &Command| match command {
+            Command::Close { session } => session.get(),
+            other => panic!("{other:?}"),
+        };
+        commands.iter().map(of).collect()
+    }
+
+    /// A proposer in office.
+    fn in_office() -> Proposer {
+        let proposer = Proposer::new();
+        proposer.0.lock().open = true;
+        proposer
+    }
+
+    fn submit(proposer: &Proposer, session: u64) {
+        proposer.submit(close(session), Origin::Node).expect("taken");
+    }
+
+    fn renew(proposer: &Proposer, number: u64, ttl: Option<u64>) {
+        proposer.renew([SessionId::new(1)], RenewalNumber::new(number), ttl.map(Ttl::new));
+    }
+
+    fn batch(proposer: &Proposer) -> (Batch, Vec<Origin>) {
+        let taken = proposer.0.take().expect("it is not paused");
+        let batch = Batch { renewals: taken.renewals, commands: taken.commands, ..Batch::new(150) };
+        (batch, taken.origins)
+    }
+
+    #[test]
+    fn batches_that_were_refused_go_back_in_their_order() {
+        let proposer = in_office();
+        submit(&proposer, 1);
+        submit(&proposer, 2);
+        renew(&proposer, 1, Some(5_000));
+        let first = batch(&proposer);
+        submit(&proposer, 3);
+        renew(&proposer, 2, Some(9_000));
+        let second = batch(&proposer);
+        submit(&proposer, 4);
+        let mut refused = Refused::default();
+        // However their refusals came in.
+        refused.batches.insert(2, second);
+        refused.batches.insert(1, first);
+        refused.put_back(&proposer.0);
+        assert!(refused.batches.is_empty());
+        let (again, origins) = batch(&proposer);
+        assert_eq!(sessions(&again.commands), [1, 2, 3, 4]);
+        assert_eq!(origins.len(), 4);
+        let newest =
+            Renewal { session: SessionId::new(1), number: RenewalNumber::new(2), ttl: Some(Ttl::new(9_000)) };
+        assert_eq!(again.renewals, [newest], "the newest covers the older ones");
+        assert_eq!(proposer.0.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_ttl_that_was_asked_for_is_not_lost_behind_a_plain_renewal() {
+        let proposer = in_office();
+        renew(&proposer, 1, Some(5_000));
+        let (first, origins) = batch(&proposer);
+        renew(&proposer, 2, None);
+        proposer.0.put_back(first, origins);
+        let (again, _) = batch(&proposer);
+        assert_eq!((again.renewals[0].number.get(), again.renewals[0].ttl), (2, Some(Ttl::new(5_000))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_over_when_nothing_is_on_its_way() {
+        let proposer = in_office();
+        submit(&proposer, 1);
+        let _batch = batch(&proposer);
+        let paused = tokio::time::timeout(Duration::from_secs(1), proposer.pause()).await;
+        assert!(paused.is_err(), "a batch is on its way");
+        submit(&proposer, 2);
+        assert!(proposer.0.take().is_none(), "no batch is closed any more");
+        proposer.0.on_their_way.send_modify(|count| *count -= 1);
+        proposer.pause().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_an_office_ends_a_pause_and_answers_what_was_queued() {
+        let proposer = in_office();
+        submit(&proposer, 1);
+        let _batch = batch(&proposer);
+        let (answer, outcome) = tokio::sync::oneshot::channel();
+        let caller = crate::streams::Caller { answer, waits: false };
+        proposer.submit(close(2), Origin::Call(caller)).expect("taken");
+        let streams = Streams::default();
+        let (_, ()) = tokio::join!(proposer.pause(), async { proposer.0.close(&streams) });
+        assert_eq!(outcome.await, Ok(CallAnswer::NotProposed));
     }
 }

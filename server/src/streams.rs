@@ -155,24 +155,6 @@ impl Streams {
         self.lock().batches.remove(&stamp).unwrap_or_default()
     }
 
-    /// Tells whoever waits that a command was not proposed, and will not be.
-    pub fn refuse(&self, origin: Origin) {
-        let state = self.lock();
-        match origin {
-            Origin::Node => {}
-            Origin::Call(caller) => drop(caller.answer.send(CallAnswer::NotProposed)),
-            Origin::Open { stream, key, .. } => {
-                state.push(stream, convert::open_error(key, convert::no_quorum()));
-            }
-            Origin::Session { session, ticket } => {
-                if let Some(attached) = state.attached.get(&session) {
-                    let refused = convert::ticket_error(session.get(), ticket, convert::no_quorum());
-                    state.push(attached.stream, refused);
-                }
-            }
-        }
-    }
-
     /// This node leads no more: nobody here will learn the outcome of what is under way. Session streams are told by
     /// their edge; unary calls are told here.
     pub fn leave_office(&self) {

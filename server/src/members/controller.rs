@@ -307,8 +307,9 @@ impl Controller {
 
     async fn hand_over(&self, to: Option<u64>) -> Result<String, Refused> {
         let me = self.me();
-        self.0.proposer.pause();
-        self.0.raft.hand_over(to, self.0.election_max).await;
+        let limit = self.0.election_max;
+        let _ = tokio::time::timeout(limit, self.0.proposer.pause()).await;
+        self.0.raft.hand_over(to, limit).await;
         self.0.proposer.resume();
         let standing = self.0.raft.standing().borrow().clone();
         match standing.leader {

@@ -236,7 +236,8 @@ impl Node {
         let broken = self.failed.borrow().as_ref().is_some_and(|error| !matches!(error, NodeError::Removed));
         if self.failed.borrow().is_none() {
             if let Some(raft) = self.raft.get() {
-                self.proposer.pause();
+                // What is on its way is settled first. Without a quorum it is not, and the office ends anyway.
+                let _ = tokio::time::timeout(self.election_max, self.proposer.pause()).await;
                 raft.hand_over(None, self.election_max).await;
             }
             self.edge.drain();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::async_runtime::WatchReceiver;
+use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::{Config, ReadPolicy, ServerState, SnapshotPolicy};
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::machine::Machine;
 use super::network::NetworkFactory;
 use super::snapshot::Transfers;
+use super::touch::{Heir, Succession, Touch, succession};
 use super::types::{LeaderId, Raft};
 use super::{EncodedBatch, LogStore, Member, Types};
 use crate::links::ClusterLinks;
@@ -31,26 +32,31 @@ pub struct RaftSettings {
     pub election_max: Duration,
 }
 
-/// A term of leadership of this node, in which it may serve: its first entry is applied here, so nothing that an
-/// earlier leader acknowledged is missing.
+/// A time in which this node leads and may serve: its first entry is applied here, so nothing that an earlier leader
+/// acknowledged is missing, and it is in touch with a quorum. One leadership has several offices when the quorum was
+/// lost and came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Office(LeaderId);
+pub struct Office {
+    leader: LeaderId,
+    /// How often the quorum was lost before it: no two offices are equal.
+    losses: u64,
+}
 
 impl Office {
     /// The Raft term.
     pub fn term(&self) -> u64 {
-        self.0.term
+        self.leader.term
     }
 
     pub(super) fn leader_id(&self) -> LeaderId {
-        self.0
+        self.leader
     }
 }
 
 /// Who leads, as far as this node knows.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Standing {
-    /// The leader's id and addresses.
+    /// The leader's id and addresses. None on a leader that has lost its quorum: by now it may be another.
     pub leader: Option<(u64, Member)>,
     /// Present while this node is the leader and may serve.
     pub office: Option<Office>,
@@ -100,6 +106,8 @@ pub struct RaftHandle {
     standing: watch::Receiver<Standing>,
     fatal: watch::Receiver<Option<String>>,
     transfers: Transfers,
+    /// A voter that answered within this time is alive: heartbeats are at most a fifth of it.
+    fresh: Duration,
 }
 
 impl RaftHandle {
@@ -126,8 +134,10 @@ impl RaftHandle {
             .map_err(io::Error::other)?;
         let (standing_tx, standing) = watch::channel(Standing::default());
         let (fatal_tx, fatal) = watch::channel(None);
-        tokio::spawn(follow(me, raft.clone(), machine.clone(), standing_tx, fatal_tx));
-        Ok(RaftHandle { raft, machine, standing, fatal, transfers })
+        let touch = Touch::new(settings.election_max);
+        tokio::spawn(follow(me, raft.clone(), machine.clone(), touch, standing_tx, fatal_tx));
+        let fresh = settings.election_min;
+        Ok(RaftHandle { raft, machine, standing, fatal, transfers, fresh })
     }
 
     /// Makes these nodes a new cluster; only the one node that holds every promise may ask. `false`: it has been done
@@ -145,7 +155,7 @@ impl RaftHandle {
     /// Cancel safe in this sense: dropped, the batch may still be applied.
     pub async fn propose(&self, office: Office, batch: Bytes) -> Result<(), ProposeError> {
         let (responder, outcome) = ProgressResponder::complete_only();
-        let write = self.raft.write(EncodedBatch(batch)).with_leader(office.0).responder(responder);
+        let write = self.raft.write(EncodedBatch(batch)).with_leader(office.leader).responder(responder);
         write.await.map_err(|fatal| stopped(&fatal))?;
         match outcome.await {
             Ok(Ok(_)) => Ok(()),
@@ -215,26 +225,50 @@ impl RaftHandle {
         }
     }
 
-    /// Hands the leadership to `to`, or to the most up-to-date other voter, and waits for a new leader, at most `limit`.
-    /// Does nothing on a node that does not lead, or that has nobody to hand it to.
+    /// Hands the leadership to another live voter that has the whole log, to `to` if it is named, and waits for a new
+    /// leader; each takes at most `limit`. To be called when nothing is proposed any more. Does nothing on a node that does not lead, or
+    /// that has nobody to hand it to.
     pub async fn hand_over(&self, to: Option<u64>, limit: Duration) {
         let me = *self.raft.node_id();
-        let positions = self.positions();
-        let voters = positions.members.iter().filter(|member| member.voter && member.id != me);
-        let Some(target) = voters
-            .filter(|member| to.is_none_or(|to| to == member.id))
-            .filter(|member| member.matched.is_some())
-            .max_by_key(|member| member.matched)
-        else {
+        let mut standing = self.standing();
+        if standing.borrow().office.is_none() || self.roll().voters.iter().all(|voter| *voter == me) {
+            return;
+        }
+        let Ok(Some(heir)) = tokio::time::timeout(limit, self.heir(to)).await else {
+            tracing::warn!(
+                "no other voter is alive and has the whole log: the leadership is not handed over"
+            );
             return;
         };
-        let mut standing = self.standing();
-        if standing.borrow().office.is_none() || self.raft.trigger().transfer_leader(target.id).await.is_err()
-        {
+        if self.raft.trigger().transfer_leader(heir).await.is_err() {
             return;
         }
         let moved = standing.wait_for(|now| now.leader.as_ref().is_some_and(|(leader, _)| *leader != me));
         let _ = tokio::time::timeout(limit, moved).await;
+    }
+
+    /// Waits until another live voter, `to` if it is named, has the whole log. `None`: there is none that could.
+    async fn heir(&self, to: Option<u64>) -> Option<u64> {
+        let me = *self.raft.node_id();
+        let mut metrics = self.raft.metrics();
+        loop {
+            let now = metrics.borrow_watched().clone();
+            let (heartbeat, replication) = (now.heartbeat?, now.replication?);
+            let voters = now.membership_config.membership().voter_ids();
+            let voters = voters.filter(|id| *id != me && to.is_none_or(|to| to == *id));
+            let heirs: Vec<Heir> = voters
+                .map(|id| Heir {
+                    id,
+                    silence: heartbeat.get(&id).and_then(Option::as_ref).map(|acked| acked.elapsed()),
+                    matched: replication.get(&id).and_then(Option::as_ref).map(|matched| matched.index),
+                })
+                .collect();
+            match succession(&heirs, now.last_log_index.unwrap_or(0), self.fresh) {
+                Succession::Ready(heir) => return Some(heir),
+                Succession::Behind => metrics.changed().await.ok()?,
+                Succession::Nobody => return None,
+            }
+        }
     }
 
     /// Asks for a snapshot, taken beside everything else.
@@ -288,6 +322,7 @@ async fn follow(
     me: u64,
     raft: Raft,
     machine: Machine,
+    mut touch: Touch,
     standing: watch::Sender<Standing>,
     fatal: watch::Sender<Option<String>>,
 ) {
@@ -304,9 +339,19 @@ async fn follow(
         let own_entry_applied =
             applied.borrow_and_update().is_some_and(|id| id.leader_id == now.vote.leader_id);
         let members = now.membership_config.membership();
+        let serves = leads && own_entry_applied;
+        // Heartbeats are acknowledged too, so an idle leader hears from its quorum all the time.
+        let silence = match members.voter_ids().all(|voter| voter == me) {
+            true => Some(Duration::ZERO),
+            false => now.last_quorum_acked.map(|acked| acked.elapsed()),
+        };
+        let leader = now.vote.leader_id;
+        let left = if serves { touch.left(leader, silence) } else { Duration::ZERO };
+        let lost_quorum = serves && left.is_zero();
+        let known = now.current_leader.filter(|_| !lost_quorum);
         let next = Standing {
-            leader: now.current_leader.and_then(|id| Some((id, members.get_node(&id)?.clone()))),
-            office: (leads && own_entry_applied).then_some(Office(now.vote.leader_id)),
+            leader: known.and_then(|id| Some((id, members.get_node(&id)?.clone()))),
+            office: (!left.is_zero()).then_some(Office { leader, losses: touch.losses() }),
             term: now.current_term,
             role: match now.state {
                 ServerState::Leader => "leader",
@@ -316,6 +361,9 @@ async fn follow(
             },
         };
         standing.send_if_modified(|old| {
+            if lost_quorum && old.office.is_some() {
+                tracing::warn!(term = next.term, "no quorum answers this leader: it serves no more for now");
+            }
             let changed = *old != next;
             *old = next;
             changed
@@ -325,6 +373,8 @@ async fn follow(
             changed = metrics.changed() => if changed.is_err() { return },
             // Applied entries matter only until the leader's own first one.
             _ = applied.changed(), if leads && !own_entry_applied => {}
+            // Nothing comes from openraft while nobody answers it.
+            () = tokio::time::sleep(left), if !left.is_zero() => {}
         }
     }
 }

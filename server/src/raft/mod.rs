@@ -8,10 +8,11 @@
 //! network  the sending end of the peer protocol
 //! incoming the receiving end, behind `service/peer`
 //! codec    openraft's types <-> the messages of peer.proto
+//! touch    whether a leader still hears from its quorum, and who could follow it
 //! runtime  tokio, with election timeouts drawn from a generator that a simulation can seed
 //! ```
 //!
-//! Nothing here decides about locks, and nothing here reads a clock.
+//! Nothing here decides about locks, and no clock is read here but for timers of our own.
 
 pub mod codec;
 pub mod compaction;
@@ -25,6 +26,7 @@ mod runtime;
 pub(crate) mod snapshot;
 #[cfg(test)]
 mod suite;
+mod touch;
 
 use std::fmt;
 

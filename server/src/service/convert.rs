@@ -306,15 +306,6 @@ pub fn open_error(key: u64, error: v1::OpError) -> Event {
     Event::Error(v1::SessionError { key, session: 0, error: Some(error) })
 }
 
-/// The leader lost touch with the quorum for too long; nothing was executed.
-pub fn no_quorum() -> v1::OpError {
-    v1::OpError {
-        reason: "QUEUE_BUSY".to_owned(),
-        message: "the leader cannot reach a quorum; nothing was executed".to_owned(),
-        retry_after_ms: 300,
-    }
-}
-
 pub fn renewal_refused(session: SessionId, rejection: &Rejection) -> Event {
     Event::Error(v1::SessionError { key: 0, session: session.get(), error: Some(op_error(rejection)) })
 }
