@@ -129,7 +129,8 @@ impl Edge {
     ) -> Result<Bytes, Status> {
         match self.route() {
             Route::Here(local) => local.execute(method, &message, limit).await.map(Bytes::from),
-            Route::There(relay) => relay.forward(method, message, limit).await,
+            // It may wait: for a learner to catch up, or for its turn.
+            Route::There(relay) => relay.forward(method, message, true, limit).await,
             Route::Nowhere(why) => Err(why.status()),
         }
     }

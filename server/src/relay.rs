@@ -14,7 +14,7 @@ use futures_util::stream;
 use prost::Message;
 use raftlock_proto::peer::{self, RelayFrame, forward_request::Method};
 use raftlock_proto::v1::{SessionRequest, SessionResponse};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
@@ -22,6 +22,7 @@ use crate::edge::{Edge, Local, Route, Why};
 use crate::links::{ClusterLinks, Lane, PeerCallError};
 use crate::outbox::{Ending, Outbox};
 use crate::raft::{Member, RaftHandle, Standing};
+use crate::service::serve::STREAMS_PER_CONNECTION_MAX;
 use crate::service::status;
 
 /// Frames that may wait for the relay: each is at most 64 KiB. Beyond it clients' streams are read more slowly.
@@ -39,6 +40,10 @@ const ACCEPT_LIMIT: Duration = Duration::from_secs(2);
 /// The longest that a forwarded call without a deadline may take: the longest wait for a lock, and a little.
 const FORWARD_LIMIT: Duration = Duration::from_secs(620);
 
+/// Forwarded calls that may wait for a lock at once, each up to ten minutes: three quarters of the streams that the
+/// leader takes on the connection, so that calls which are answered at once always find one.
+const FORWARDED_WAITS_MAX: usize = STREAMS_PER_CONNECTION_MAX as usize / 4 * 3;
+
 /// The way to one leader.
 pub struct RelayLink {
     leader: (u64, Member),
@@ -46,6 +51,8 @@ pub struct RelayLink {
     outgoing: mpsc::Sender<RelayFrame>,
     next: AtomicU64,
     outboxes: Mutex<BTreeMap<u64, Arc<Outbox>>>,
+    /// Places for calls that wait, over all relays of this node.
+    waits: Arc<Semaphore>,
 }
 
 impl RelayLink {
@@ -75,13 +82,18 @@ impl RelayLink {
         let _ = self.outgoing.try_send(RelayFrame { stream: number, end: true, ..Default::default() });
     }
 
-    /// Has a unary call executed by the leader.
+    /// Has a unary call executed by the leader. `waits`: it may stay there as long as its lock is queued.
     pub async fn forward(
         &self,
         method: Method,
         message: Bytes,
+        waits: bool,
         limit: Option<Duration>,
     ) -> Result<Bytes, Status> {
+        let _place = match waits {
+            true => Some(self.waits.try_acquire().map_err(|_| status::busy())?),
+            false => None,
+        };
         let (target, node) = &self.leader;
         let request = peer::ForwardRequest {
             envelope: self.links.identity().envelope(*target),
@@ -89,18 +101,24 @@ impl RelayLink {
             message,
             deadline_ms: limit.map_or(0, |limit| limit.as_millis().max(1) as u64),
         };
+        let (links, address) = (&self.links.links, &node.peer_address);
+        let call = async {
+            let mut peer = links.peer(Lane::Forward, address).await?;
+            let reply = peer.forward(request).await;
+            reply.map_err(|status| links.failed(Lane::Forward, address, &peer, status))
+        };
+        // A caller that has no more time says nothing about the connection, which others go on using; that it is
+        // dead, its pings find out.
         let limit = limit.unwrap_or(FORWARD_LIMIT);
-        let address = &node.peer_address;
-        let call = self
-            .links
-            .links
-            .call(Lane::Relay, address, limit, |mut peer| async move { peer.forward(request).await });
+        let timeout = |_| Err(PeerCallError::Timeout { address: address.clone(), limit });
+        let reply = tokio::time::timeout(limit, call).await.unwrap_or_else(timeout);
         let reads = matches!(method, Method::GetLock | Method::ListLocks);
-        let reply = call.await.map_err(|error| match error {
+        let reply = reply.map_err(|error| match error {
             PeerCallError::Dial { .. } => status::no_leader(),
             _ if reads => status::no_leader(),
             _ => status::outcome_unknown(),
         })?;
+        let reply = reply.into_inner();
         if self.links.check(address, *target, reply.envelope.as_ref()).is_err() {
             return Err(status::outcome_unknown());
         }
@@ -155,6 +173,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     let me = links.identity().me;
+    let waits = Arc::new(Semaphore::new(FORWARDED_WAITS_MAX));
     let mut standing = raft.standing();
     loop {
         let now = standing.borrow_and_update().clone();
@@ -165,7 +184,7 @@ pub async fn run(
                     std::future::pending().await
                 }
                 Standing { leader: Some(leader), .. } if leader.0 != me => {
-                    carry(&edge, leader.clone(), links.clone()).await;
+                    carry(&edge, leader.clone(), links.clone(), waits.clone()).await;
                     edge.set_route(Route::Nowhere(Why::NoLeader));
                     tokio::time::sleep(REDIAL).await;
                 }
@@ -192,7 +211,7 @@ async fn changed_way(standing: &mut tokio::sync::watch::Receiver<Standing>, now:
 }
 
 /// Connects to a leader and carries streams until the relay breaks.
-async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks) {
+async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks, waits: Arc<Semaphore>) {
     let (target, address) = (leader.0, leader.1.peer_address.clone());
     let (outgoing, mut queue) = mpsc::channel::<RelayFrame>(FRAMES_QUEUED_MAX);
     let envelope = links.identity().envelope(target);
@@ -201,18 +220,17 @@ async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks) {
         queue.poll_recv_many(cx, frames, FRAMES_A_MESSAGE)
     });
 
+    let Ok(mut peer) = links.links.peer(Lane::Relay, &address).await else { return };
+    let connection = peer.clone();
     let accepted = tokio::time::timeout(ACCEPT_LIMIT, async {
-        let mut peer = links.links.peer(Lane::Relay, &address).await.ok()?;
-        let answer =
-            peer.relay(requests).await.map_err(|status| links.links.failed(Lane::Relay, &address, status));
-        let mut replies = answer.ok()?.into_inner();
+        let mut replies = peer.relay(requests).await.ok()?.into_inner();
         // The leader greets, so that a node which does not lead is found out before a client is sent there.
         let greeting = replies.message().await.ok()??;
         links.check(&address, target, greeting.envelope.as_ref()).ok()?;
         Some(replies)
     });
     let Ok(Some(mut replies)) = accepted.await else {
-        links.links.forget(Lane::Relay, &address);
+        links.links.forget(Lane::Relay, &address, &connection);
         return;
     };
 
@@ -222,6 +240,7 @@ async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks) {
         outgoing,
         next: AtomicU64::new(0),
         outboxes: Mutex::default(),
+        waits,
     });
     edge.set_route(Route::There(link.clone()));
     while let Ok(Some(reply)) = replies.message().await {

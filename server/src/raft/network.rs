@@ -25,7 +25,7 @@ use super::codec::{self, Malformed};
 use super::snapshot::{SnapshotRef, Transfers};
 use super::types::{Snapshot, Vote};
 use super::{Member, Types};
-use crate::links::{ClusterLinks, Lane, PeerCallError};
+use crate::links::{ClusterLinks, Lane, Peer, PeerCallError};
 use crate::store::Store;
 
 /// Makes the network of each target.
@@ -190,15 +190,15 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             let replies = match opened {
                 Ok(Ok(replies)) => replies.into_inner(),
                 Ok(Err(status)) => {
-                    return Err(self.rpc_error(links.failed(self.lane, &self.address, status), action));
+                    return Err(self.rpc_error(links.failed(self.lane, &self.address, &peer, status), action));
                 }
                 Err(_) => {
-                    links.forget(self.lane, &self.address);
+                    links.forget(self.lane, &self.address, &peer);
                     let error = PeerCallError::Timeout { address: self.address.clone(), limit };
                     return Err(self.rpc_error(error, action));
                 }
             };
-            let replies = Replies { network: self, replies, unanswered, limit, over: false };
+            let replies = Replies { network: self, peer, replies, unanswered, limit, over: false };
             Ok(Box::pin(stream::unfold(replies, Replies::next)) as BoxStream<'s, _>)
         })
     }
@@ -309,6 +309,7 @@ impl Unanswered {
 /// while its connection still answers pings.
 struct Replies<'s> {
     network: &'s PeerNetwork,
+    peer: Peer,
     replies: tonic::Streaming<peer::AppendReply>,
     unanswered: Unanswered,
     limit: Duration,
@@ -325,7 +326,7 @@ impl<'s> Replies<'s> {
             reply = self.replies.message() => Ok(reply),
             () = late(&self.unanswered, self.limit) => Err(()),
         };
-        let (network, action) = (self.network, RPCTypes::AppendEntries);
+        let (network, peer, action) = (self.network, &self.peer, RPCTypes::AppendEntries);
         let links = &network.links().links;
         let result = match reply {
             Ok(Ok(Some(reply))) => {
@@ -334,10 +335,10 @@ impl<'s> Replies<'s> {
             }
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => {
-                Err(network.rpc_error(links.failed(network.lane, &network.address, status), action))
+                Err(network.rpc_error(links.failed(network.lane, &network.address, peer, status), action))
             }
             Err(()) => {
-                links.forget(network.lane, &network.address);
+                links.forget(network.lane, &network.address, peer);
                 let error = PeerCallError::Timeout { address: network.address.clone(), limit: self.limit };
                 Err(network.rpc_error(error, action))
             }

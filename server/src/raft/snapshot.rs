@@ -188,7 +188,6 @@ pub async fn send(
     vote: Vote,
     snapshot: Snapshot,
 ) -> Result<Vote, PeerCallError> {
-    let status = |status| links.links.failed(Lane::Snapshot, &address, status);
     let envelope = links.identity().envelope(target);
     let described = codec::snapshot_meta(
         &snapshot.snapshot.id,
@@ -206,6 +205,8 @@ pub async fn send(
     requests.send(first).await.expect("the receiver is held here");
 
     let mut peer = links.links.peer(Lane::Snapshot, &address).await?;
+    let connection = peer.clone();
+    let status = |status| links.links.failed(Lane::Snapshot, &address, &connection, status);
     let replies = peer.snapshot(ReceiverStream::new(outgoing));
     let mut replies = within(&address, replies).await?.map_err(status)?.into_inner();
     let mut next_to_send = None;

@@ -208,59 +208,89 @@ pub struct LockService {
 type Responses = Pin<Box<dyn Stream<Item = Result<SessionResponse, Status>> + Send>>;
 
 impl LockService {
-    async fn unary<Q, A>(&self, method: Method, request: Request<Q>) -> Result<Response<A>, Status>
+    /// Executes a call where the leader is: here with `execute`, or there, as bytes.
+    async fn unary<Q, A, F>(
+        &self,
+        method: Method,
+        request: Request<Q>,
+        execute: impl FnOnce(Calls, Q, Option<Duration>) -> F + Send,
+    ) -> Result<Response<A>, Status>
     where
-        Q: Message,
+        Q: Message + Waits,
         A: Message + Default,
+        F: Future<Output = Result<A, Status>> + Send,
     {
         let limit = deadline(request.metadata());
         let no_forward = request.metadata().contains_key(NO_FORWARD_KEY);
-        let message = request.into_inner().encode_to_vec();
+        let request = request.into_inner();
         let answer = match self.edge.route() {
-            Route::Here(local) => local.execute(method, &message, limit).await,
+            Route::Here(local) => execute(local.calls.clone(), request, limit).await,
             Route::There(relay) if no_forward => Err(status::not_leader(Some(relay.leader()))),
             Route::There(relay) => {
-                relay.forward(method, message.into(), limit).await.map(|bytes| bytes.to_vec())
+                let message = request.encode_to_vec().into();
+                relay
+                    .forward(method, message, request.waits(), limit)
+                    .await
+                    .and_then(|bytes| A::decode(bytes).map_err(|error| Status::internal(error.to_string())))
             }
             Route::Nowhere(why) => Err(why.status()),
         };
-        let answer = answer.and_then(|bytes| {
-            let answer = A::decode(&bytes[..]).map_err(|error| Status::internal(error.to_string()))?;
-            Ok(Response::new(answer))
-        });
-        named(self.edge.cluster(), answer)
+        named(self.edge.cluster(), answer.map(Response::new))
     }
 }
+
+/// Whether a call may stay with the leader for as long as its lock is queued.
+trait Waits {
+    fn waits(&self) -> bool {
+        false
+    }
+}
+
+impl Waits for v1::LockRequest {
+    fn waits(&self) -> bool {
+        self.wait_ms > 0
+    }
+}
+
+impl Waits for v1::UnlockRequest {}
+impl Waits for v1::RenewRequest {}
+impl Waits for v1::GetLockRequest {}
+impl Waits for v1::ListLocksRequest {}
 
 #[tonic::async_trait]
 impl RaftLock for LockService {
     async fn lock(&self, request: Request<v1::LockRequest>) -> Result<Response<v1::LockResponse>, Status> {
-        self.unary(Method::Lock, request).await
+        let here = |calls: Calls, request, limit| async move { calls.lock(request, limit).await };
+        self.unary(Method::Lock, request, here).await
     }
 
     async fn unlock(
         &self,
         request: Request<v1::UnlockRequest>,
     ) -> Result<Response<v1::UnlockResponse>, Status> {
-        self.unary(Method::Unlock, request).await
+        let here = |calls: Calls, request, limit| async move { calls.unlock(request, limit).await };
+        self.unary(Method::Unlock, request, here).await
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::RenewResponse>, Status> {
-        self.unary(Method::Renew, request).await
+        let here = |calls: Calls, request, limit| async move { calls.renew(request, limit).await };
+        self.unary(Method::Renew, request, here).await
     }
 
     async fn get_lock(
         &self,
         request: Request<v1::GetLockRequest>,
     ) -> Result<Response<v1::GetLockResponse>, Status> {
-        self.unary(Method::GetLock, request).await
+        let here = |calls: Calls, request, _| async move { calls.get(request).await };
+        self.unary(Method::GetLock, request, here).await
     }
 
     async fn list_locks(
         &self,
         request: Request<v1::ListLocksRequest>,
     ) -> Result<Response<v1::ListLocksResponse>, Status> {
-        self.unary(Method::ListLocks, request).await
+        let here = |calls: Calls, request, _| async move { calls.list(request).await };
+        self.unary(Method::ListLocks, request, here).await
     }
 
     type SessionStream = Responses;
