@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use raftlock_proto::peer::forward_request::Method;
 use raftlock_proto::v1::session_event::Event;
-use raftlock_proto::v1::{Draining, Moved, SessionRequest, SessionResponse};
+use raftlock_proto::v1::{Draining, SessionRequest, SessionResponse};
 use tokio::sync::watch;
 use tonic::{Status, Streaming};
 
@@ -26,6 +26,10 @@ use crate::service::lock::Calls;
 use crate::service::session::Sessions;
 use crate::service::status;
 use crate::streams::StreamId;
+
+/// How long there may be no way to a leader before clients are told to look for one elsewhere: above what an election
+/// takes with default timers, or every election would set all clients of all nodes moving.
+const LOST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Where calls and streams go at the moment.
 #[derive(Clone)]
@@ -167,6 +171,27 @@ impl Edge {
         }
     }
 
+    /// Tells the clients to go elsewhere, once an outage, when there has been no way for longer than an election
+    /// takes: another node may have one. A client that finds none keeps its stream, and is told `Moved` on it when the
+    /// way is back. Runs for as long as it is polled.
+    pub async fn watch_over(&self) {
+        let mut route = self.watch_route();
+        let is_lost = |route: &Route| matches!(route, Route::Nowhere(Why::NoLeader));
+        // The sender lives as long as `self`.
+        while route.wait_for(is_lost).await.is_ok() {
+            let back = tokio::time::timeout(LOST_PATIENCE, route.wait_for(|route| !is_lost(route)));
+            let still_lost = back.await.is_err();
+            if still_lost {
+                tracing::info!(
+                    streams = self.stream_count(),
+                    "no way to a leader: clients are told to look elsewhere"
+                );
+                self.drain();
+                let _ = route.wait_for(|route| !is_lost(route)).await;
+            }
+        }
+    }
+
     /// How many streams of clients are open.
     pub fn stream_count(&self) -> usize {
         self.lock().open.len()
@@ -220,9 +245,10 @@ impl Edge {
                     way.leave();
                     way = Way::of(&route.borrow_and_update(), outbox);
                     if !matches!(way, Way::Nowhere) {
-                        outbox.push(Event::Moved(Moved {}));
+                        outbox.moved();
                     }
                 }
+                parts = outbox.parts_left() => way.parts_taken(parts).await,
                 message = incoming.message() => match message {
                     Ok(Some(message)) => way.send(message).await,
                     Ok(None) => {
@@ -276,7 +302,16 @@ impl Way {
         match self {
             Way::Here { local, stream } => local.sessions.take(vec![(*stream, message)]).await,
             Way::There { relay, number } => relay.send(*number, &message).await,
-            Way::Nowhere => {} // lost; the client resumes when it is told that its way is there again
+            // It needs no answer: `Moved` follows when there is a way again, and the client resumes and repeats.
+            // If none comes, the client is told to look elsewhere (`Edge::watch_over`).
+            Way::Nowhere => {}
+        }
+    }
+
+    async fn parts_taken(&self, parts: u32) {
+        match self {
+            Way::There { relay, number } => relay.parts_taken(*number, parts).await,
+            Way::Here { .. } | Way::Nowhere => {}
         }
     }
 

@@ -75,6 +75,12 @@ impl RelayLink {
         let _ = self.outgoing.send(frame).await;
     }
 
+    /// Tells the leader that parts of resume answers have left for the client.
+    pub async fn parts_taken(&self, number: u64, parts_taken: u32) {
+        let frame = RelayFrame { stream: number, parts_taken, ..Default::default() };
+        let _ = self.outgoing.send(frame).await;
+    }
+
     /// The client's stream is over, or has moved to another relay.
     pub fn close(&self, number: u64) {
         self.lock().remove(&number);
@@ -172,6 +178,19 @@ pub async fn run(
     links: ClusterLinks,
     stop: CancellationToken,
 ) {
+    tokio::select! {
+        () = follow(&edge, local, raft, links, stop) => {}
+        () = edge.watch_over() => {}
+    }
+}
+
+async fn follow(
+    edge: &Arc<Edge>,
+    local: Arc<Local>,
+    raft: RaftHandle,
+    links: ClusterLinks,
+    stop: CancellationToken,
+) {
     let me = links.identity().me;
     let waits = Arc::new(Semaphore::new(FORWARDED_WAITS_MAX));
     let mut standing = raft.standing();
@@ -184,7 +203,7 @@ pub async fn run(
                     std::future::pending().await
                 }
                 Standing { leader: Some(leader), .. } if leader.0 != me => {
-                    carry(&edge, leader.clone(), links.clone(), waits.clone()).await;
+                    carry(edge, leader.clone(), links.clone(), waits.clone()).await;
                     edge.set_route(Route::Nowhere(Why::NoLeader));
                     tokio::time::sleep(REDIAL).await;
                 }

@@ -18,7 +18,7 @@ use raftlock_proto::v1::{SessionLost, SessionsRenewed, session_lost};
 use tokio::sync::oneshot;
 
 use crate::outbox::Outbox;
-use crate::service::convert;
+use crate::service::convert::{self, Resumed};
 
 /// A client stream on this node, whether its connection ends here or at a follower that relays it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -135,6 +135,13 @@ impl Streams {
         }
     }
 
+    /// Sends what a session has to the stream that it was attached to just now.
+    pub fn push_resumed(&self, stream: StreamId, resumed: Resumed) {
+        if let Some(stream) = self.lock().streams.get(&stream) {
+            stream.outbox.push_resumed(resumed);
+        }
+    }
+
     /// Unary sessions that somebody on this node still waits for. Calls that were given up are forgotten here.
     pub fn parked_sessions(&self) -> Vec<SessionId> {
         let mut state = self.lock();
@@ -219,10 +226,8 @@ impl State {
                 return false;
             }
             Some(old) => {
+                self.leave(session, old.stream);
                 self.push(old.stream, lost(session, session_lost::Reason::Superseded));
-                if let Some(stream) = self.streams.get_mut(&old.stream) {
-                    stream.sessions.remove(&session);
-                }
             }
             None => {}
         }
@@ -235,10 +240,17 @@ impl State {
 
     fn detach(&mut self, session: SessionId) -> Option<StreamId> {
         let attached = self.attached.remove(&session)?;
-        if let Some(stream) = self.streams.get_mut(&attached.stream) {
-            stream.sessions.remove(&session);
-        }
+        self.leave(session, attached.stream);
         Some(attached.stream)
+    }
+
+    /// What was left to be said of a session that leaves a stream is of no use there any more. So there is at most
+    /// one unsent answer to a resume for each session of the table.
+    fn leave(&mut self, session: SessionId, stream: StreamId) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.sessions.remove(&session);
+            stream.outbox.forget_resumed(session);
+        }
     }
 
     fn push(&self, stream: StreamId, event: Event) {

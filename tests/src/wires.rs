@@ -49,6 +49,13 @@ impl Switchboard {
         }
     }
 
+    /// Connections that `from` makes to `to` from now on are whole again.
+    pub fn mend(&self, from: &str, to: &str) {
+        self.cut.send_modify(|cut| {
+            cut.remove(&(from.to_owned(), to.to_owned()));
+        });
+    }
+
     /// Everything is whole again.
     pub fn heal(&self) {
         self.cut.send_modify(BTreeSet::clear);

@@ -261,6 +261,10 @@ pub struct RelayFrame {
     pub reason: ::prost::alloc::string::String,
     #[prost(string, tag = "6")]
     pub detail: ::prost::alloc::string::String,
+    /// Towards the leader, instead of a message: so many parts of resume answers have left for the client. The leader
+    /// sends only a few ahead of that, because one answer may be far longer than what may wait for a client.
+    #[prost(uint32, tag = "7")]
+    pub parts_taken: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForwardRequest {

@@ -392,46 +392,107 @@ fn wire_how(how: How) -> finished::How {
     }
 }
 
-/// Tickets in one part of a resume's answer: well under the bound of a message.
-const RESUMED_PART: usize = 4_096;
+/// Tickets in one part of a resume's answer: at most 25 KB, a tenth of the bound of a message.
+const RESUMED_PART: usize = 1_024;
 
-/// What a session has, in parts.
-pub fn resumed(key: u64, session: SessionId, view: &SessionView) -> Vec<Event> {
-    let held = view.held.iter().map(|(ticket, token)| Item::Held(ticket.get(), token.get()));
-    let queued = view.queued.iter().map(|(ticket, place)| Item::Queued(ticket.get(), *place));
-    let finished = view.finished.iter().map(|ticket| Item::Finished(ticket.get()));
-    let items: Vec<Item> = held.chain(queued).chain(finished).collect();
-    let mut parts: Vec<&[Item]> = items.chunks(RESUMED_PART).collect();
-    if parts.is_empty() {
-        parts.push(&[]);
-    }
-    let last = parts.len() - 1;
-    parts
-        .into_iter()
-        .enumerate()
-        .map(|(at, items)| {
-            let mut part = v1::SessionResumed {
-                key,
-                session: session.get(),
-                acked: view.acked.get(),
-                number: view.number.get(),
-                more: at < last,
-                ..Default::default()
-            };
-            for item in items {
-                match *item {
-                    Item::Held(ticket, token) => part.held.push(v1::HeldTicket { ticket, token }),
-                    Item::Queued(ticket, place) => part.queued.push(v1::QueuedTicket { ticket, place }),
-                    Item::Finished(ticket) => part.finished.push(ticket),
-                }
-            }
-            Event::Resumed(part)
-        })
-        .collect()
+/// What a session had when it was resumed, in parts that are made as they are sent: a session with a million locks has
+/// many times more to say than may wait for a client.
+#[derive(Debug)]
+pub struct Resumed {
+    key: u64,
+    session: SessionId,
+    view: SessionView,
+    /// Tickets told so far: of the held ones, then the queued, then the finished.
+    told: usize,
+    over: bool,
 }
 
-enum Item {
-    Held(u64, u64),
-    Queued(u64, u32),
-    Finished(u64),
+impl Resumed {
+    /// The answer to the resume that the client named `key`.
+    pub fn new(key: u64, session: SessionId, view: SessionView) -> Self {
+        Resumed { key, session, view, told: 0, over: false }
+    }
+
+    /// Whose.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+}
+
+impl Iterator for Resumed {
+    type Item = Event;
+
+    /// At least one part, even of a session that has nothing.
+    fn next(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        let SessionView { held, queued, finished, acked, number } = &self.view;
+        let total = held.len() + queued.len() + finished.len();
+        let end = total.min(self.told + RESUMED_PART);
+        let mut part = v1::SessionResumed {
+            key: self.key,
+            session: self.session.get(),
+            acked: acked.get(),
+            number: number.get(),
+            more: end < total,
+            ..Default::default()
+        };
+        for at in self.told..end {
+            if let Some((ticket, token)) = held.get(at) {
+                part.held.push(v1::HeldTicket { ticket: ticket.get(), token: token.get() });
+            } else if let Some((ticket, place)) = queued.get(at - held.len()) {
+                part.queued.push(v1::QueuedTicket { ticket: ticket.get(), place: *place });
+            } else {
+                part.finished.push(finished[at - held.len() - queued.len()].get());
+            }
+        }
+        self.told = end;
+        self.over = end == total;
+        Some(Event::Resumed(part))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_ticket_is_told_once_over_all_parts() {
+        let ticket = |at: usize| Ticket::new(at as u64);
+        let (held, queued) = (RESUMED_PART + 10, RESUMED_PART);
+        let view = SessionView {
+            held: (0..held).map(|at| (ticket(at), Token::new(at as u64 + 7))).collect(),
+            queued: (held..held + queued).map(|at| (ticket(at), 3)).collect(),
+            finished: vec![ticket(held + queued)],
+            acked: ticket(5),
+            number: RenewalNumber::new(9),
+        };
+        let (mut tickets, mut more) = (Vec::new(), Vec::new());
+        for event in Resumed::new(1, SessionId::new(2), view) {
+            let Event::Resumed(part) = event else { panic!("{event:?}") };
+            assert_eq!((part.key, part.session, part.acked, part.number), (1, 2, 5, 9));
+            tickets.extend(part.held.iter().map(|held| {
+                assert_eq!(held.token, held.ticket + 7);
+                held.ticket
+            }));
+            tickets.extend(part.queued.iter().map(|queued| queued.ticket));
+            tickets.extend(&part.finished);
+            more.push(part.more);
+        }
+        assert!(tickets.iter().copied().eq(0..(held + queued) as u64 + 1));
+        assert_eq!(more, [true, true, false]);
+    }
+
+    #[test]
+    fn a_session_without_tickets_is_answered_too() {
+        let view = SessionView {
+            held: Vec::new(),
+            queued: Vec::new(),
+            finished: Vec::new(),
+            acked: Ticket::new(0),
+            number: RenewalNumber::new(0),
+        };
+        assert_eq!(Resumed::new(1, SessionId::new(2), view).count(), 1);
+    }
 }

@@ -438,6 +438,12 @@ impl Relayed {
             }
             return None;
         }
+        if frame.parts_taken > 0 {
+            if let Some((_, outbox)) = streams.get(&frame.stream) {
+                outbox.allow_parts(frame.parts_taken);
+            }
+            return None;
+        }
         let (stream, _) = streams.entry(frame.stream).or_insert_with(|| {
             let outbox = Outbox::relayed(self.dirty.clone(), frame.stream);
             (self.table_streams().open(outbox.clone()), outbox)

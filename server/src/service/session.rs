@@ -10,7 +10,7 @@ use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::session_op::Op;
 use raftlock_proto::v1::{self, OpError, SessionError, SessionLost, session_lost};
 
-use super::convert;
+use super::convert::{self, Resumed};
 use crate::proposer::{NotTaken, Proposer};
 use crate::raft::RaftHandle;
 use crate::streams::{Origin, StreamId, Streams};
@@ -102,9 +102,7 @@ impl Sessions {
             .read(|table| match table.resume(session, &secret) {
                 Some(view) => {
                     if self.streams.attach(stream, session, resume.attachment, resume.key) {
-                        for part in convert::resumed(resume.key, session, &view) {
-                            self.streams.push(stream, part);
-                        }
+                        self.streams.push_resumed(stream, Resumed::new(resume.key, session, view));
                     }
                 }
                 None => {
