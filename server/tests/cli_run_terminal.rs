@@ -102,11 +102,20 @@ fn pseudo_terminal() -> (OwnedFd, OwnedFd) {
 }
 
 /// The process that started this one.
-fn parent(process: i32) -> i32 {
-    let stat =
-        fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).expect("it runs");
+fn parent(process: i32) -> Option<i32> {
+    field(process, 1)
+}
+
+/// The process group that has the terminal of this process.
+fn in_the_foreground(process: i32) -> Option<i32> {
+    field(process, 5)
+}
+
+/// What the kernel says of a process that is there, counted from its state letter.
+fn field(process: i32, at: usize) -> Option<i32> {
+    let stat = fs::read_to_string(Path::new("/proc").join(process.to_string()).join("stat")).ok()?;
     let fields = stat.rsplit_once(')').expect("a name in brackets").1;
-    fields.split_whitespace().nth(1).expect("the second is the parent").parse().expect("a process id")
+    fields.split_whitespace().nth(at)?.parse().ok()
 }
 
 #[test]
@@ -151,9 +160,11 @@ fn a_job_that_was_suspended_goes_on_and_its_command_may_read() {
             script.types("\x1a");
         } else {
             // SAFETY: a signal to a process that waits for its child, which waits for us.
-            assert_eq!(unsafe { libc::kill(parent(child), libc::SIGTSTP) }, 0);
+            assert_eq!(unsafe { libc::kill(parent(child).expect("it runs"), libc::SIGTSTP) }, 0);
         }
         script.shows("suspended");
+        // What is typed before would be there when its read goes on, in the foreground or not.
+        until("the command has the terminal again", || in_the_foreground(child) == Some(child));
         script.types("one\n");
         script.shows("the command read <one>");
         script.shows("the job ended");
