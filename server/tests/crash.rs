@@ -186,7 +186,7 @@ async fn take_and_keep(
             Err(error) => panic!("{owner}: {name}: {error}"),
         };
         let hold = history.granted(&owner, &name, guard.token().get(), asked);
-        if number % 3 == 0 {
+        if number.is_multiple_of(3) {
             history.releasing(hold);
             if guard.release().await.is_ok() {
                 history.released(hold);
