@@ -75,7 +75,7 @@ impl Restore {
         if self.counts != Some(counts.map(|count| count as u64)) {
             return Err(DecodeError::Inconsistent("the header announces other counts".to_owned()));
         }
-        table.check().map_err(DecodeError::Inconsistent)?;
+        table.check_records().map_err(DecodeError::Inconsistent)?;
         Ok(table)
     }
 
@@ -231,6 +231,7 @@ mod tests {
                 return Ok(());
             }
             let Ok(mut table) = restore.finish() else { return Ok(()) };
+            prop_assert_eq!(table.check(), Ok(()), "what is derived is right too");
             prop_assert!(!forgeries.is_empty() || table == self::table());
             for dt_ms in [0, 2500, 2500, u64::MAX] {
                 table.begin(Batch::new(dt_ms)).expect("known rules");
