@@ -89,6 +89,57 @@ impl LeaderClock {
     }
 }
 
+/// How long cluster time is watched before something is said of it. Batches come up to two ticks apart, which is less
+/// than a tenth of this.
+const PACE_SPAN: Duration = Duration::from_secs(5);
+
+/// How far cluster time may be off this node's clock, in percent. The clocks of a cluster may differ by half a percent,
+/// and a span is measured to within a tenth; what is beyond this is a fault of a machine.
+const PACE_BOUND_PERCENT: u64 = 20;
+
+/// How cluster time moves, by this node's own clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As it should.
+    Steady,
+    /// It stands or lags: the leader stalls, or cannot commit. Leases last longer than they should.
+    Slow,
+    /// The leader's clock runs away, or this node's stands still. Leases may end early.
+    Fast,
+}
+
+/// Compares how cluster time moves, as the leader makes it, with this node's own clock (T11). It only tells: a node
+/// cannot know which of two clocks is wrong, and no decision hangs on it.
+#[derive(Clone, Debug, Default)]
+pub struct PaceGauge {
+    /// Where the present span began: this node's clock, cluster time.
+    began: Option<(Duration, Duration)>,
+}
+
+impl PaceGauge {
+    /// Takes a measurement; at the end of a span says how it went. `cluster` is `None` while cluster time need not move,
+    /// or nobody leads: then the span is given up.
+    pub fn observe(&mut self, own: Duration, cluster: Option<Duration>) -> Option<Pace> {
+        let Some(cluster) = cluster else {
+            self.began = None;
+            return None;
+        };
+        let (own_began, cluster_began) = *self.began.get_or_insert((own, cluster));
+        let passed = own.saturating_sub(own_began);
+        if passed < PACE_SPAN {
+            return None;
+        }
+        self.began = Some((own, cluster));
+        let percent =
+            cluster.saturating_sub(cluster_began).as_millis() as u64 * 100 / passed.as_millis() as u64;
+        Some(match percent {
+            percent if percent < 100 - PACE_BOUND_PERCENT => Pace::Slow,
+            percent if percent > 100 + PACE_BOUND_PERCENT => Pace::Fast,
+            _ => Pace::Steady,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -135,6 +186,31 @@ mod tests {
             sum += leader.close_batch(true);
         }
         assert_eq!(sum, 1_700);
+    }
+
+    /// What a gauge says of cluster time that moves `percent` as fast as this node's clock, for 6 s.
+    fn pace(percent: u64) -> Vec<Pace> {
+        let mut gauge = PaceGauge::default();
+        let at = |tick: u64| Duration::from_millis(tick * 200);
+        (0..=30).filter_map(|tick| gauge.observe(at(tick), Some(at(tick) * percent as u32 / 100))).collect()
+    }
+
+    #[test]
+    fn cluster_time_that_is_far_off_this_nodes_clock_is_told() {
+        assert_eq!(pace(100), [Pace::Steady]);
+        assert_eq!(pace(90), [Pace::Steady], "a late batch is no fault");
+        assert_eq!((pace(0), pace(50)), (vec![Pace::Slow], vec![Pace::Slow]));
+        assert_eq!(pace(200), [Pace::Fast]);
+    }
+
+    #[test]
+    fn a_span_without_a_leader_says_nothing() {
+        let mut gauge = PaceGauge::default();
+        let seconds = Duration::from_secs;
+        assert_eq!(gauge.observe(seconds(0), Some(seconds(0))), None);
+        assert_eq!(gauge.observe(seconds(4), None), None);
+        assert_eq!(gauge.observe(seconds(8), Some(seconds(0))), None, "a new span begins");
+        assert_eq!(gauge.observe(seconds(13), Some(seconds(5))), Some(Pace::Steady));
     }
 
     #[test]

@@ -36,6 +36,8 @@
 //! | [`store`] | log, vote and snapshots in SQLite; the only folder that names rusqlite |
 //! | `peers`, `links` | whose word is taken, and the connections to them |
 //! | [`members`] | who belongs to the cluster, who is there, who votes; joining and leaving |
+//! | `room` | a disk with too little room: what is refused, and who should lead |
+//! | `pace` | whether cluster time keeps pace with this node's clock |
 //! | [`net`] | the one way to open and accept connections |
 //! | `cli/` | the commands of the binary, one file each |
 //!
@@ -55,6 +57,8 @@
 //! - Every peer message names cluster, sender with its boot counter, and target; a message that does not fit is refused
 //!   before it counts.
 //! - The first disk error is the last: the node stops serving, and the process ends with 74.
+//! - The tables of all nodes are one table: nodes compare a running hash of theirs, and one that differs from its
+//!   leader's stops (`raft/marks`).
 //!
 //! What is absent: no TLS and no authentication yet, so both ports belong on a private network.
 
@@ -69,10 +73,12 @@ pub mod members;
 pub mod net;
 pub mod node;
 mod outbox;
+mod pace;
 mod peers;
 mod proposer;
 mod raft;
 mod relay;
+mod room;
 mod service;
 pub mod store;
 mod streams;

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, LeaderClock, TICK};
 use crate::raft::{Office, ProposeError, RaftHandle, random_u64};
+use crate::room::DiskRoom;
 use crate::streams::{CallAnswer, Origin, Streams};
 
 /// Commands that may wait to be proposed: some seconds of full load. Beyond it a caller is better told to wait.
@@ -60,6 +61,8 @@ pub enum NotTaken {
     NotLeader,
     /// Too much is queued.
     Full,
+    /// This node's disk is low, and the command would need more of it.
+    DiskLow,
 }
 
 /// The way into the log.
@@ -73,6 +76,7 @@ struct Shared {
     /// Batches closed and not settled. Raised under the queue's lock only, so that none is after [`Proposer::pause`].
     on_their_way: watch::Sender<usize>,
     stalls: AtomicU64,
+    room: Arc<DiskRoom>,
 }
 
 #[derive(Debug, Default)]
@@ -102,13 +106,14 @@ pub struct FirstEntry {
 }
 
 impl Proposer {
-    /// A proposer that takes nothing until its node is in office.
-    pub fn new() -> Self {
+    /// A proposer that takes nothing until its node is in office, and nothing new while `room` is low.
+    pub fn new(room: Arc<DiskRoom>) -> Self {
         Proposer(Arc::new(Shared {
             queue: Mutex::default(),
             wake: Notify::new(),
             on_their_way: watch::Sender::new(0),
             stalls: AtomicU64::new(0),
+            room,
         }))
     }
 
@@ -119,6 +124,9 @@ impl Proposer {
         let mut queue = self.0.lock();
         if !queue.open {
             return Err(NotTaken::NotLeader);
+        }
+        if self.0.room.is_low() && takes_room(&command) {
+            return Err(NotTaken::DiskLow);
         }
         if queue.commands.len() >= QUEUE_COMMANDS_MAX || queue.bytes + len > QUEUE_BYTES_MAX {
             return Err(NotTaken::Full);
@@ -161,8 +169,17 @@ impl Proposer {
         let _ = on_their_way.wait_for(|count| *count == 0).await;
     }
 
+    /// Hands the leadership to another voter, to `to` if it is named, and goes on if it came to nothing. What is on its
+    /// way is settled first; each step takes at most `limit`.
+    pub async fn hand_over(&self, raft: &RaftHandle, to: Option<u64>, limit: Duration) {
+        // Without a quorum it is not settled, and the office ends anyway.
+        let _ = tokio::time::timeout(limit, self.pause()).await;
+        raft.hand_over(to, limit).await;
+        self.resume();
+    }
+
     /// Proposes again, after a hand-over that was not followed by a stop.
-    pub fn resume(&self) {
+    fn resume(&self) {
         self.0.lock().paused = false;
         self.0.wake.notify_one();
     }
@@ -209,9 +226,18 @@ impl Proposer {
     }
 }
 
-impl Default for Proposer {
-    fn default() -> Self {
-        Proposer::new()
+/// Whether a command may leave more to keep than there was. What renews, ends or gives back is served on a low disk
+/// too.
+fn takes_room(command: &Command) -> bool {
+    match command {
+        Command::Open { .. } | Command::Acquire { .. } | Command::UnaryLock { .. } => true,
+        Command::Configure { .. }
+        | Command::SetSettings { .. }
+        | Command::Close { .. }
+        | Command::Cancel { .. }
+        | Command::Release { .. }
+        | Command::UnaryUnlock { .. }
+        | Command::UnaryRenew { .. } => false,
     }
 }
 
@@ -532,7 +558,7 @@ mod tests {
 
     /// A proposer in office.
     fn in_office() -> Proposer {
-        let proposer = Proposer::new();
+        let proposer = Proposer::new(Arc::default());
         proposer.0.lock().open = true;
         proposer
     }

@@ -3,7 +3,7 @@
 mod support_vfs;
 
 use raftlock_server::store::simdisk::{Fault, Media};
-use raftlock_server::store::{Space, SpaceGauge, Store, StoreError, StoreOptions};
+use raftlock_server::store::{Space, SpaceGauge, Store, StoreError, StoreOptions, Watermarks};
 use std::path::Path;
 use support_vfs::*;
 
@@ -251,9 +251,10 @@ fn the_ballast_takes_real_space_and_can_be_dropped() {
 
 #[test]
 fn a_node_is_low_until_it_has_clearly_more_space() {
-    let mut gauge = SpaceGauge::new(100, 200);
+    let mut gauge = SpaceGauge::default();
+    let marks = Watermarks { low_bytes: 100, high_bytes: 200, critical_bytes: 50 };
     let seen = [150, 99, 100, 199, 200, 150]
-        .map(|free_bytes| gauge.observe(Space { free_bytes, total_bytes: 1000 }));
+        .map(|free_bytes| gauge.observe(Space { free_bytes, total_bytes: 1000 }, marks));
     assert_eq!(seen, [false, true, true, true, false, false]);
 }
 

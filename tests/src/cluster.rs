@@ -2,6 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use raftlock_proto::v1::StatusResponse;
 use raftlock_proto::v1::raft_lock_client::RaftLockClient;
 use raftlock_server::config::Config;
 use raftlock_server::node::{Node, Seams};
@@ -20,6 +21,7 @@ pub struct TestCluster {
     pub nodes: Vec<Option<Node>>,
     /// The links between them.
     pub switchboard: Arc<Switchboard>,
+    seams: Box<dyn Fn(usize, Seams) -> Seams + Send + Sync>,
     _dir: tempfile::TempDir,
 }
 
@@ -31,6 +33,15 @@ impl TestCluster {
 
     /// The same, with `change` made to each node's configuration.
     pub async fn start_with(count: usize, change: impl Fn(&mut Config)) -> TestCluster {
+        TestCluster::start_on(count, change, |_, seams| seams).await
+    }
+
+    /// The same, each node with seams of its own: its clock, its disk's space.
+    pub async fn start_on(
+        count: usize,
+        change: impl Fn(&mut Config),
+        seams: impl Fn(usize, Seams) -> Seams + Send + Sync + 'static,
+    ) -> TestCluster {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let ports = FreePorts::take(count * 2);
         let seeds: Vec<String> = ports.addresses[..count].to_vec();
@@ -48,8 +59,8 @@ impl TestCluster {
         let configs: Vec<Config> = configs.collect();
         drop(ports);
         let switchboard = Arc::new(Switchboard::default());
-        let mut cluster =
-            TestCluster { nodes: (0..count).map(|_| None).collect(), configs, switchboard, _dir: dir };
+        let nodes = (0..count).map(|_| None).collect();
+        let mut cluster = TestCluster { nodes, configs, switchboard, seams: Box::new(seams), _dir: dir };
         for at in 0..count {
             cluster.restart(at).await;
         }
@@ -62,7 +73,7 @@ impl TestCluster {
         assert!(self.nodes[at].is_none(), "the node is up");
         let config = self.configs[at].clone();
         let net = WiredNet { me: config.peer_listen.clone(), switchboard: self.switchboard.clone() };
-        let seams = Seams { net: Arc::new(net), ..Seams::default() };
+        let seams = (self.seams)(at, Seams { net: Arc::new(net), ..Seams::default() });
         self.nodes[at] = Some(Node::start(config, seams).await.expect("the node starts"));
     }
 
@@ -106,6 +117,16 @@ impl TestCluster {
         (0..self.nodes.len())
             .find(|at| *at != leader && self.nodes[*at].is_some())
             .expect("another node is up")
+    }
+
+    /// What a node that is up says of itself.
+    pub fn status(&self, at: usize) -> StatusResponse {
+        self.nodes[at].as_ref().expect("the node is up").status()
+    }
+
+    /// All peer addresses, which name the links.
+    pub fn peers(&self) -> Vec<String> {
+        self.configs.iter().map(|config| config.peer_listen.clone()).collect()
     }
 
     /// Where clients reach a node.

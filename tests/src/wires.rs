@@ -1,9 +1,9 @@
-//! TCP whose links a test can cut, one direction of dialling at a time.
+//! TCP whose links a test can cut, mute and count, one direction at a time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use raftlock_server::net::{BoxFuture, Listen, Net, TcpNet, Wire};
@@ -27,17 +27,55 @@ impl FreePorts {
     }
 }
 
-/// Which links are cut. A link is named by who dials and whom, both as peer addresses.
+/// A link or a direction: two peer addresses.
+type Pair = (String, String);
+
+/// Which links are cut or muted, and what went over them. A link is named by who dials and whom, both as peer addresses.
 #[derive(Debug, Default)]
 pub struct Switchboard {
-    cut: watch::Sender<BTreeSet<(String, String)>>,
+    trouble: watch::Sender<Trouble>,
+    counts: Mutex<BTreeMap<Pair, Counts>>,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    /// By who dials and whom.
+    cut: BTreeSet<Pair>,
+    /// By who speaks and to whom, whoever dialled.
+    muted: BTreeSet<Pair>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    dials: u64,
+    bytes: u64,
+    /// The link is cut by itself after so many more bytes.
+    cut_after: Option<u64>,
 }
 
 impl Switchboard {
     /// Cuts every connection that `from` makes to `to`, present and future.
     pub fn cut(&self, from: &str, to: &str) {
-        self.cut.send_modify(|cut| {
-            cut.insert((from.to_owned(), to.to_owned()));
+        self.trouble.send_modify(|trouble| {
+            trouble.cut.insert((from.to_owned(), to.to_owned()));
+        });
+    }
+
+    /// Cuts that link when `bytes` more have gone over it.
+    pub fn cut_after(&self, from: &str, to: &str, bytes: u64) {
+        self.lock().entry((from.to_owned(), to.to_owned())).or_default().cut_after = Some(bytes);
+    }
+
+    /// Whether connections that `from` makes to `to` are cut.
+    pub fn is_cut(&self, from: &str, to: &str) -> bool {
+        self.trouble.borrow().cut.contains(&(from.to_owned(), to.to_owned()))
+    }
+
+    /// What `from` says to `to` vanishes, on every connection between them; what `to` says arrives, and new connections
+    /// are accepted. A connection that lost something stays mute, also when all is whole again.
+    pub fn mute(&self, from: &str, to: &str) {
+        self.trouble.send_modify(|trouble| {
+            trouble.muted.insert((from.to_owned(), to.to_owned()));
         });
     }
 
@@ -51,14 +89,45 @@ impl Switchboard {
 
     /// Connections that `from` makes to `to` from now on are whole again.
     pub fn mend(&self, from: &str, to: &str) {
-        self.cut.send_modify(|cut| {
-            cut.remove(&(from.to_owned(), to.to_owned()));
+        self.trouble.send_modify(|trouble| {
+            trouble.cut.remove(&(from.to_owned(), to.to_owned()));
         });
     }
 
     /// Everything is whole again.
     pub fn heal(&self) {
-        self.cut.send_modify(BTreeSet::clear);
+        self.trouble.send_modify(|trouble| *trouble = Trouble::default());
+    }
+
+    /// How many bytes `from` has sent to `to` on connections that it dialled.
+    pub fn bytes(&self, from: &str, to: &str) -> u64 {
+        self.lock().get(&(from.to_owned(), to.to_owned())).map_or(0, |counts| counts.bytes)
+    }
+
+    /// How many connections `from` has made to `to`.
+    pub fn dials(&self, from: &str, to: &str) -> u64 {
+        self.lock().get(&(from.to_owned(), to.to_owned())).map_or(0, |counts| counts.dials)
+    }
+
+    fn sent(&self, link: &Pair, bytes: u64) {
+        let full = {
+            let mut counts = self.lock();
+            let counts = counts.entry(link.clone()).or_default();
+            counts.bytes += bytes;
+            counts.cut_after = counts.cut_after.map(|left| left.saturating_sub(bytes));
+            let full = counts.cut_after == Some(0);
+            if full {
+                counts.cut_after = None;
+            }
+            full
+        };
+        if full {
+            self.cut(&link.0, &link.1);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Pair, Counts>> {
+        self.counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -75,15 +144,26 @@ impl Net for WiredNet {
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Wire>> {
         Box::pin(async move {
             let link = (self.me.clone(), address.to_owned());
-            let mut cut = self.switchboard.cut.subscribe();
-            if cut.borrow().contains(&link) {
+            let back = (address.to_owned(), self.me.clone());
+            if self.switchboard.trouble.borrow().cut.contains(&link) {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }
             let wire = TcpNet.dial(address).await?;
-            let severed = Box::pin(async move {
-                let _ = cut.wait_for(|cut| cut.contains(&link)).await;
-            });
-            Ok(Wire::new(CutWire { wire, severed, dead: false }))
+            self.switchboard.lock().entry(link.clone()).or_default().dials += 1;
+            let when = |hit: fn(&Trouble, &Pair) -> bool, pair: Pair| -> Severed {
+                let mut trouble = self.switchboard.trouble.subscribe();
+                Severed::when(async move {
+                    let _ = trouble.wait_for(|trouble| hit(trouble, &pair)).await;
+                })
+            };
+            Ok(Wire::new(TroubledWire {
+                wire,
+                switchboard: self.switchboard.clone(),
+                link: link.clone(),
+                cut: when(|trouble, pair| trouble.cut.contains(pair), link.clone()),
+                deaf: when(|trouble, pair| trouble.muted.contains(pair), back),
+                mute: when(|trouble, pair| trouble.muted.contains(pair), link),
+            }))
         })
     }
 
@@ -92,38 +172,58 @@ impl Net for WiredNet {
     }
 }
 
-/// A connection that turns silent when its link is cut: nothing comes, nothing goes, and nobody is told.
-struct CutWire {
-    wire: Wire,
-    severed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    dead: bool,
+/// Something that happens to a connection once, for good.
+struct Severed {
+    happens: Pin<Box<dyn Future<Output = ()> + Send>>,
+    happened: bool,
 }
 
-impl CutWire {
-    fn is_dead(&mut self, cx: &mut Context<'_>) -> bool {
-        self.dead = self.dead || self.severed.as_mut().poll(cx).is_ready();
-        self.dead
+impl Severed {
+    fn when(happens: impl Future<Output = ()> + Send + 'static) -> Severed {
+        Severed { happens: Box::pin(happens), happened: false }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        self.happened = self.happened || self.happens.as_mut().poll(cx).is_ready();
+        self.happened
     }
 }
 
-impl AsyncRead for CutWire {
+/// A connection that turns silent when its link is cut or muted: what should come does not, what goes is lost, and
+/// nobody is told.
+struct TroubledWire {
+    wire: Wire,
+    switchboard: Arc<Switchboard>,
+    link: Pair,
+    cut: Severed,
+    /// Nothing comes any more.
+    deaf: Severed,
+    /// What goes is lost.
+    mute: Severed,
+}
+
+impl AsyncRead for TroubledWire {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.is_dead(cx) { Poll::Pending } else { Pin::new(&mut self.wire).poll_read(cx, buf) }
+        if self.cut.poll(cx) | self.deaf.poll(cx) {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.wire).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for CutWire {
+impl AsyncWrite for TroubledWire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         // A packet that is lost looks like one that was sent.
-        if self.is_dead(cx) {
-            Poll::Ready(Ok(buf.len()))
-        } else {
-            Pin::new(&mut self.wire).poll_write(cx, buf)
+        if self.cut.poll(cx) | self.mute.poll(cx) {
+            return Poll::Ready(Ok(buf.len()));
         }
+        let written = std::task::ready!(Pin::new(&mut self.wire).poll_write(cx, buf))?;
+        self.switchboard.sent(&self.link, written as u64);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -150,6 +150,7 @@ async fn serve(name: &'static str, disk: String, nodes: Nodes) -> turmoil::Resul
         clock: Arc::new(SimClock { start: tokio::time::Instant::now() }),
         vfs: Some(simdisk::VFS.to_owned()),
         writer: Writer::Inline,
+        ..Seams::default()
     };
     let node = Arc::new(Node::start(config, seams).await?);
     lock(&nodes).insert(name, node.clone());

@@ -96,11 +96,25 @@ pub struct AppendRequest {
     pub entries: ::prost::alloc::vec::Vec<Entry>,
     #[prost(message, optional, tag = "5")]
     pub commit: ::core::option::Option<LogId>,
+    /// What the leader's lock table came to at its newest mark.
+    #[prost(message, optional, tag = "10")]
+    pub mark: ::core::option::Option<Mark>,
+}
+/// The running hash of a lock table after the entry at `index`. Equal on all nodes, or one of them is wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Mark {
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(fixed64, tag = "2")]
+    pub trail: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AppendReply {
     #[prost(message, optional, tag = "1")]
     pub envelope: ::core::option::Option<Envelope>,
+    /// The follower's disk is low: it wants no office.
+    #[prost(bool, tag = "10")]
+    pub disk_low: bool,
     #[prost(oneof = "append_reply::Result", tags = "2, 3, 4")]
     pub result: ::core::option::Option<append_reply::Result>,
 }

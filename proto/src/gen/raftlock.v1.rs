@@ -735,6 +735,16 @@ pub struct StatusResponse {
     /// The log up to here is gone from this node's disk; a follower that needs it gets a snapshot.
     #[prost(uint64, tag = "20")]
     pub purged_index: u64,
+    /// This node's disk is low: as the leader it takes no new locks and sessions, and otherwise it is no candidate.
+    #[prost(bool, tag = "30")]
+    pub disk_low: bool,
+    /// What was free on it when it was last asked, a second ago or less.
+    #[prost(uint64, tag = "31")]
+    pub disk_free_bytes: u64,
+    /// How cluster time moved against this node's clock in the last seconds: steady, slow (the leader stalls, or cannot
+    /// commit), or fast (the leader's clock is wrong, and leases end early). Empty while nothing can be said.
+    #[prost(string, tag = "32")]
+    pub cluster_clock: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeStatus {

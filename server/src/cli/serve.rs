@@ -300,7 +300,8 @@ fn cannot_go_on(error: &NodeError) -> Failure {
     let text = chain(error);
     match error {
         NodeError::Store(cause) if is_disk(cause) => Failure::Disk(text),
-        NodeError::Identity { .. } => Failure::Disk(text),
+        // What it holds may be wrong: it must not lead, and a restart would let it.
+        NodeError::Identity { .. } | NodeError::Diverged { .. } => Failure::Disk(text),
         NodeError::Config(_) => Failure::Usage(format!("--{text}")),
         NodeError::Store(_)
         | NodeError::Listen { .. }

@@ -82,6 +82,8 @@ fn facts(answers: &[&StatusResponse]) -> Vec<Vec<String>> {
         fact("waiting", &|s| s.waiters.to_string()),
         fact("last token", &|s| s.last_token.to_string()),
         fact("tick stalls", &|s| s.tick_stalls.to_string()),
+        fact("cluster clock", &|s| or_dash(&s.cluster_clock)),
+        fact("disk", &disk),
         fact("version", &|s| node(s).version),
     ]
 }
@@ -92,6 +94,11 @@ fn members(status: &StatusResponse) -> String {
         0 => format!("{voters} voting"),
         learners => format!("{voters} voting, {learners} not"),
     }
+}
+
+fn disk(status: &StatusResponse) -> String {
+    let mib = status.disk_free_bytes >> 20;
+    if status.disk_low { format!("LOW, {mib} MiB free") } else { format!("{mib} MiB free") }
 }
 
 fn or_dash(text: &str) -> String {
@@ -132,6 +139,9 @@ fn as_json((address, answer): &Asked) -> Value {
         "cluster_time_ms": s.cluster_time_ms,
         "last_token": s.last_token,
         "tick_stalls": s.tick_stalls,
+        "cluster_clock": s.cluster_clock,
+        "disk_low": s.disk_low,
+        "disk_free_bytes": s.disk_free_bytes,
         "members": s.members.iter().map(super::members::as_json).collect::<Vec<_>>(),
     })
 }

@@ -307,10 +307,7 @@ impl Controller {
 
     async fn hand_over(&self, to: Option<u64>) -> Result<String, Refused> {
         let me = self.me();
-        let limit = self.0.election_max;
-        let _ = tokio::time::timeout(limit, self.0.proposer.pause()).await;
-        self.0.raft.hand_over(to, limit).await;
-        self.0.proposer.resume();
+        self.0.proposer.hand_over(&self.0.raft, to, self.0.election_max).await;
         let standing = self.0.raft.standing().borrow().clone();
         match standing.leader {
             Some((id, leader)) if id != me => Ok(format!("{} leads now", leader.name)),

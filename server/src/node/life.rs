@@ -15,10 +15,13 @@ use crate::founding::{Founding, FoundingPlan};
 use crate::links::{ClusterLinks, LinkTimes, PeerLinks};
 use crate::members::controller::Controller;
 use crate::members::roster::Roster;
+use crate::pace::{self, PaceReport};
 use crate::peers::{Identity, PeerGuard};
 use crate::proposer::{FirstEntry, Proposer};
+use crate::raft::marks::Divergence;
 use crate::raft::{Machine, RaftHandle, RaftSettings, compaction};
 use crate::relay;
+use crate::room::{self, DiskRoom};
 use crate::service::lock::Calls;
 use crate::service::peer::{Membership, PEER_BOOTS, PeerService, boots_from_bytes};
 use crate::service::session::Sessions;
@@ -36,6 +39,8 @@ pub struct Life {
     pub edge: Arc<Edge>,
     pub proposer: Proposer,
     pub roster: Roster,
+    pub room: Arc<DiskRoom>,
+    pub pace: Arc<PaceReport>,
     pub raft: Arc<OnceLock<RaftHandle>>,
     pub peers: PeerService,
     pub config: Config,
@@ -80,7 +85,8 @@ impl Life {
             election_min: self.config.election_min,
             election_max: self.config.election_max,
         };
-        let raft = RaftHandle::start(settings, links.clone(), self.store.clone(), machine).await;
+        let room = self.room.clone();
+        let raft = RaftHandle::start(settings, links.clone(), self.store.clone(), machine, room).await;
         let raft = raft.map_err(|error| NodeError::Raft(error.to_string()))?;
         let _ = self.raft.set(raft.clone());
         let calls = Calls {
@@ -123,8 +129,25 @@ impl Life {
             self.config.snapshot_log_bytes,
             self.stop.clone(),
         );
-        let mut fatal = raft.fatal();
-        let stopped = async { NodeError::Raft(first_some(&mut fatal).await) };
+        let look_after_room = room::run(
+            self.room.clone(),
+            raft.clone(),
+            self.proposer.clone(),
+            self.store.clone(),
+            self.seams.space.clone(),
+            self.config.snapshot_log_bytes,
+            self.stop.clone(),
+        );
+        let keep_pace =
+            pace::run(self.pace.clone(), raft.clone(), self.seams.clock.clone(), self.stop.clone());
+        let (mut fatal, mut diverged) = (raft.fatal(), raft.machine().marks().diverged());
+        let stopped = async {
+            tokio::select! {
+                biased;
+                divergence = first_some(&mut diverged) => diverged_from(&divergence, &raft),
+                reason = first_some(&mut fatal) => NodeError::Raft(reason),
+            }
+        };
         let report = report_leader(raft.clone());
         let manage = members.run(&self.stop);
         tokio::select! {
@@ -140,7 +163,9 @@ impl Life {
                 tracing::error!(%error, "this node serves no more");
                 Err(error)
             }
-            _ = futures_util::future::join5(propose, route, compact, report, manage) => Ok(()),
+            _ = async {
+                tokio::join!(propose, route, compact, look_after_room, keep_pace, report, manage)
+            } => Ok(()),
         }
     }
 
@@ -150,6 +175,13 @@ impl Life {
         let expect = self.config.bootstrap_expect.or(alone.then_some(1));
         FoundingPlan { seeds, expect }
     }
+}
+
+fn diverged_from(divergence: &Divergence, raft: &RaftHandle) -> NodeError {
+    let &Divergence { index, leader, ours, theirs } = divergence;
+    let members = raft.positions().members;
+    let known = members.into_iter().find(|member| member.id == leader).map(|member| member.node.name);
+    NodeError::Diverged { index, leader: known.unwrap_or_else(|| leader.to_string()), ours, theirs }
 }
 
 /// One line whenever another node leads, with what this one is then.

@@ -28,11 +28,13 @@ use crate::founding::Founding;
 use crate::members::MemberView;
 use crate::members::roster::Roster;
 use crate::net::{Net, TcpNet};
+use crate::pace::PaceReport;
 use crate::proposer::Proposer;
 use crate::raft::{Member, RaftHandle};
+use crate::room::DiskRoom;
 use crate::service::admin::AdminService;
 use crate::service::peer::PeerService;
-use crate::store::{Store, StoreError, Writer};
+use crate::store::{DiskSpace, FreeSpace, Store, StoreError, Writer};
 use disk::{REMOVED, next_boot, open_store};
 use life::Life;
 use ports::{advertised, listen, serve_peers, serve_public};
@@ -51,11 +53,19 @@ pub struct Seams {
     pub vfs: Option<String>,
     /// Who writes to the store.
     pub writer: Writer,
+    /// Who says how much space the disk has.
+    pub space: Arc<dyn FreeSpace>,
 }
 
 impl Default for Seams {
     fn default() -> Self {
-        Seams { net: TcpNet::shared(), clock: SystemClock::shared(), vfs: None, writer: Writer::Thread }
+        Seams {
+            net: TcpNet::shared(),
+            clock: SystemClock::shared(),
+            vfs: None,
+            writer: Writer::Thread,
+            space: Arc::new(DiskSpace),
+        }
     }
 }
 
@@ -85,6 +95,23 @@ pub enum NodeError {
     /// Raft stopped: an invariant broke, or the disk failed under it.
     #[error("Raft stopped: {0}")]
     Raft(String),
+    /// This node's lock table is not the leader's.
+    #[error(
+        "after log entry {index} this node's lock table is not that of the leader {leader} ({ours:#018x} here, \
+         {theirs:#018x} there). One of the two is wrong, and two cannot tell which. If the other followers go on, they \
+         agree with the leader: replace this node. If they stop with this message too, the leader is the odd one: \
+         replace it, then start these again"
+    )]
+    Diverged {
+        /// After which log entry.
+        index: u64,
+        /// The leader, by name if it is known.
+        leader: String,
+        /// The running hash here.
+        ours: u64,
+        /// The running hash on the leader.
+        theirs: u64,
+    },
     /// It asked to leave, and the cluster did not let it go in time.
     #[error("the cluster did not remove this node in time: remove it with `raftlock members remove`")]
     NotRemoved,
@@ -149,7 +176,8 @@ impl Node {
         );
 
         let edge = Edge::new();
-        let proposer = Proposer::new();
+        let (room, pace) = (Arc::<DiskRoom>::default(), Arc::<PaceReport>::default());
+        let proposer = Proposer::new(room.clone());
         let raft = Arc::new(OnceLock::new());
         let roster = Roster::new();
         let admin = AdminService {
@@ -157,6 +185,8 @@ impl Node {
             edge: edge.clone(),
             proposer: proposer.clone(),
             roster: roster.clone(),
+            room: room.clone(),
+            pace: pace.clone(),
             raft: raft.clone(),
         };
         let peers = PeerService::new(founding.clone(), store.clone());
@@ -172,6 +202,8 @@ impl Node {
             edge: edge.clone(),
             proposer: proposer.clone(),
             roster: roster.clone(),
+            room,
+            pace,
             raft: raft.clone(),
             peers,
             config: config.clone(),

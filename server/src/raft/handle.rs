@@ -9,16 +9,17 @@ use bytes::Bytes;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
-use openraft::{Config, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use tokio::sync::watch;
 
 use super::machine::Machine;
 use super::network::NetworkFactory;
 use super::snapshot::Transfers;
 use super::touch::{Heir, Succession, Touch, succession};
-use super::types::{LeaderId, Raft};
+use super::types::{LeaderId, LogId, Raft};
 use super::{EncodedBatch, LogStore, Member, Types};
 use crate::links::ClusterLinks;
+use crate::room::DiskRoom;
 use crate::store::Store;
 
 /// openraft's knobs, as far as they are ours to turn. Validated by [`crate::config::Config`].
@@ -108,6 +109,7 @@ pub struct RaftHandle {
     transfers: Transfers,
     /// A voter that answered within this time is alive: heartbeats are at most a fifth of it.
     fresh: Duration,
+    room: Arc<DiskRoom>,
 }
 
 impl RaftHandle {
@@ -117,6 +119,7 @@ impl RaftHandle {
         links: ClusterLinks,
         store: Store,
         machine: Machine,
+        room: Arc<DiskRoom>,
     ) -> Result<RaftHandle, io::Error> {
         let me = links.identity().me;
         let config = config(settings, &links.identity().cluster.to_string());
@@ -127,6 +130,8 @@ impl RaftHandle {
             store: store.clone(),
             transfers: transfers.clone(),
             append_limit: settings.election_max,
+            room: room.clone(),
+            marks: machine.marks().clone(),
         };
         let log = LogStore::open(store)?;
         let raft = Raft::new(me, Arc::new(config), network, log, machine.writer())
@@ -137,7 +142,7 @@ impl RaftHandle {
         let touch = Touch::new(settings.election_max);
         tokio::spawn(follow(me, raft.clone(), machine.clone(), touch, standing_tx, fatal_tx));
         let fresh = settings.election_min;
-        Ok(RaftHandle { raft, machine, standing, fatal, transfers, fresh })
+        Ok(RaftHandle { raft, machine, standing, fatal, transfers, fresh, room })
     }
 
     /// Makes these nodes a new cluster; only the one node that holds every promise may ask. `false`: it has been done
@@ -204,7 +209,7 @@ impl RaftHandle {
     /// Positions and members, for `status`.
     pub fn positions(&self) -> Positions {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let index = |id: &Option<super::types::LogId>| id.map_or(0, |id| id.index);
+        let index = |id: &Option<LogId>| id.map_or(0, |id| id.index);
         let members = metrics.membership_config.membership();
         let matched = metrics.replication.as_ref();
         Positions {
@@ -259,6 +264,7 @@ impl RaftHandle {
             let heirs: Vec<Heir> = voters
                 .map(|id| Heir {
                     id,
+                    has_room: self.room.peer_has_room(id),
                     silence: heartbeat.get(&id).and_then(Option::as_ref).map(|acked| acked.elapsed()),
                     matched: replication.get(&id).and_then(Option::as_ref).map(|matched| matched.index),
                 })
@@ -269,6 +275,35 @@ impl RaftHandle {
                 Succession::Nobody => return None,
             }
         }
+    }
+
+    /// Whether this leader has a live voter with room on its disk to hand its office to.
+    pub fn can_give_office_to_room(&self) -> bool {
+        let me = *self.raft.node_id();
+        let fit = |member: &MemberPosition| {
+            member.voter && member.id != me && member.matched.is_some() && self.room.peer_has_room(member.id)
+        };
+        self.standing.borrow().office.is_some() && self.positions().members.iter().any(fit)
+    }
+
+    /// Whether this node stands for election when it hears of no leader.
+    pub fn stand_for_election(&self, stands: bool) {
+        self.raft.runtime_config().elect(stands);
+    }
+
+    /// The size in bytes of the current snapshot; 0 if there is none.
+    pub fn snapshot_bytes(&self) -> u64 {
+        super::snapshot::current_bytes(self.machine.store())
+    }
+
+    /// A leader's append or heartbeat came.
+    pub(crate) fn leader_spoke(&self) {
+        self.room.leader_spoke();
+    }
+
+    /// Whether this node's disk is low, as its answers tell the leader.
+    pub(crate) fn disk_is_low(&self) -> bool {
+        self.room.is_low()
     }
 
     /// Asks for a snapshot, taken beside everything else.
@@ -336,10 +371,8 @@ async fn follow(
             return;
         }
         let leads = now.state == ServerState::Leader && now.current_leader == Some(me);
-        let own_entry_applied =
-            applied.borrow_and_update().is_some_and(|id| id.leader_id == now.vote.leader_id);
+        let serves = may_serve(me, &now, *applied.borrow_and_update());
         let members = now.membership_config.membership();
-        let serves = leads && own_entry_applied;
         // Heartbeats are acknowledged too, so an idle leader hears from its quorum all the time.
         let silence = match members.voter_ids().all(|voter| voter == me) {
             true => Some(Duration::ZERO),
@@ -372,11 +405,18 @@ async fn follow(
             biased;
             changed = metrics.changed() => if changed.is_err() { return },
             // Applied entries matter only until the leader's own first one.
-            _ = applied.changed(), if leads && !own_entry_applied => {}
+            _ = applied.changed(), if leads && !serves => {}
             // Nothing comes from openraft while nobody answers it.
             () = tokio::time::sleep(left), if !left.is_zero() => {}
         }
     }
+}
+
+/// A leader serves only once its own first entry is applied here (R9): then nothing that an earlier leader acknowledged
+/// is missing.
+fn may_serve(me: u64, now: &RaftMetrics<Types>, applied: Option<LogId>) -> bool {
+    let leads = now.state == ServerState::Leader && now.current_leader == Some(me);
+    leads && applied.is_some_and(|id| id.leader_id == now.vote.leader_id)
 }
 
 fn stopped(fatal: &Fatal<Types>) -> ProposeError {
@@ -412,5 +452,26 @@ fn config(settings: RaftSettings, cluster: &str) -> Config {
         install_snapshot_timeout: ms(Duration::from_secs(24 * 3600)),
         backoff: "50ms 100ms 200ms ..1s".to_owned(),
         ..Config::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::Vote;
+
+    #[test]
+    fn a_leader_serves_only_when_its_own_first_entry_is_applied() {
+        let (me, term) = (1, 4);
+        let mut now = RaftMetrics::<Types>::new_initial(me);
+        (now.state, now.current_leader, now.current_term) = (ServerState::Leader, Some(me), term);
+        now.vote = Vote::new_committed(term, me);
+        let applied = |term, node_id| Some(LogId::new(LeaderId { term, node_id }, 9));
+        for not_yet in [None, applied(3, 2), applied(3, me), applied(4, 2)] {
+            assert!(!may_serve(me, &now, not_yet), "{not_yet:?}");
+        }
+        assert!(may_serve(me, &now, applied(term, me)));
+        now.state = ServerState::Follower;
+        assert!(!may_serve(me, &now, applied(term, me)), "deposed");
     }
 }

@@ -42,6 +42,9 @@ pub enum NotTaken {
         /// Which chunk.
         chunk: u64,
     },
+    /// This node's disk is low: it takes no office.
+    #[error("this node's disk is low: it takes no office")]
+    DiskLow,
     /// This node's Raft has stopped.
     #[error("this node's Raft has stopped: {0}")]
     Stopped(String),
@@ -93,8 +96,17 @@ impl RaftHandle {
         &self,
         request: peer::AppendRequest,
     ) -> Result<AppendEntriesRequest<Types>, NotTaken> {
+        let vote = self.believable_vote(request.vote.as_ref())?;
+        self.leader_spoke();
+        let marks = self.machine().marks();
+        if let Some(mark) = request.mark {
+            marks.announced(vote.leader_id.node_id, mark);
+        }
+        if marks.diverged().borrow().is_some() {
+            return Err(NotTaken::Stopped("its lock table and the leader's differ".to_owned()));
+        }
         Ok(AppendEntriesRequest {
-            vote: self.believable_vote(request.vote.as_ref())?,
+            vote,
             prev_log_id: codec::log_id_maybe(request.prev.as_ref())?,
             entries: request.entries.into_iter().map(codec::entry_back).collect::<Result<_, _>>()?,
             leader_commit: codec::log_id_maybe(request.commit.as_ref())?,
@@ -124,6 +136,9 @@ impl RaftHandle {
         &self,
         request: peer::TransferRequest,
     ) -> Result<transfer_reply::Result, NotTaken> {
+        if request.to == *self.raft().node_id() && self.disk_is_low() {
+            return Err(NotTaken::DiskLow);
+        }
         let from = self.believable_vote(request.from_leader.as_ref())?;
         let last_log = codec::log_id_maybe(request.last_log.as_ref())?;
         let handed =

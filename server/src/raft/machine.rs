@@ -21,6 +21,7 @@ use tokio::sync::watch;
 
 use super::Types;
 use super::codec;
+use super::marks::{MARK_EVERY, Marks};
 use super::snapshot::{SnapshotBuilder, SnapshotRef};
 use super::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership};
 use crate::store::Store;
@@ -42,6 +43,7 @@ struct Shared {
     applied: watch::Sender<Option<LogId>>,
     store: Store,
     streams: Arc<Streams>,
+    marks: Marks,
 }
 
 struct State {
@@ -65,7 +67,7 @@ impl Machine {
             generation: 0,
         };
         let (applied, _) = watch::channel(None);
-        Machine(Arc::new(Shared { state: Mutex::new(state), applied, store, streams }))
+        Machine(Arc::new(Shared { state: Mutex::new(state), applied, store, streams, marks: Marks::new() }))
     }
 
     /// Reads the table between two batches.
@@ -99,6 +101,11 @@ impl Machine {
     /// Whether the applied, hence committed, membership lists a node.
     pub fn lists(&self, id: u64) -> bool {
         self.lock().membership.membership().get_node(&id).is_some()
+    }
+
+    /// What the table came to at certain entries, here and on the leader.
+    pub fn marks(&self) -> &Marks {
+        &self.0.marks
     }
 
     /// Log bytes applied since the last snapshot.
@@ -169,6 +176,8 @@ impl MachineWriter {
             {
                 let mut state = machine.lock();
                 if state.table.step(STEP_BUDGET, &mut outputs) {
+                    // With what was asked, the hash also tells apart tables that gave the same answers.
+                    state.table.mark_trail(&[id.index, crc32c::crc32c(bytes).into()]);
                     // Under the table's lock, so that no reader is ahead of what the streams were told.
                     machine.0.streams.deliver(stamp, outputs);
                     break;
@@ -206,7 +215,14 @@ impl RaftStateMachine<Types> for MachineWriter {
                     self.0.lock().membership = StoredMembership::new(Some(id), members);
                 }
             }
-            self.0.lock().applied = Some(id);
+            let trail = {
+                let mut state = self.0.lock();
+                state.applied = Some(id);
+                state.table.trail()
+            };
+            if id.index.is_multiple_of(MARK_EVERY) {
+                self.0.0.marks.applied(id.index, trail);
+            }
             self.0.0.applied.send_replace(Some(id));
             if let Some(responder) = responder {
                 responder.send(());
@@ -252,6 +268,7 @@ impl RaftStateMachine<Types> for MachineWriter {
         state.applied = meta.last_log_id;
         state.membership = meta.last_membership.clone();
         state.bytes_since_snapshot = 0;
+        self.0.0.marks.forget_own();
         self.0.0.applied.send_replace(meta.last_log_id);
         Ok(())
     }
@@ -266,4 +283,81 @@ fn corrupt(snapshot: &SnapshotRef, seq: u64, error: &lock_table::DecodeError) ->
         io::ErrorKind::InvalidData,
         format!("snapshot {} cannot be read at chunk {seq}: {error}; replace this node", snapshot.id),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Context, Waker};
+
+    use lock_table::{Command, Limits, Metadata, Mode, Name, Owner, Settings, Token, Ttl};
+    use openraft::RaftSnapshotBuilder;
+
+    use super::*;
+    use crate::raft::types::LeaderId;
+    use crate::store::StoreOptions;
+
+    /// More than one chunk of a snapshot.
+    const LOCKS: usize = 3 * SNAPSHOT_STEP_RECORDS;
+
+    /// A machine with `count` locks of `owner`, as if the entry at `index` had been applied.
+    fn machine(dir: &std::path::Path, owner: &str, count: usize, index: u64) -> Machine {
+        let options = StoreOptions { allow_volatile: true, ..StoreOptions::new(dir) };
+        let store = Store::open(options).expect("a fresh store opens");
+        let machine = Machine::new(store, Default::default());
+        let settings = Settings { limits: Limits::standard(), voters: 3 };
+        let mut commands = vec![Command::Configure { settings, token_start: Token::new(0) }];
+        commands.extend((0..count).map(|number| Command::UnaryLock {
+            owner: Owner::new(owner).expect("a good owner"),
+            name: Name::new(&format!("k{number}")).expect("a good name"),
+            request_id: None,
+            ttl: Ttl::new(60_000),
+            wait_ms: 0,
+            mode: Mode::Exclusive,
+            metadata: Metadata::default(),
+        }));
+        {
+            let mut state = machine.lock();
+            state.table.begin(Batch { commands, ..Batch::new(0) }).expect("known rules");
+            while !state.table.step(usize::MAX, &mut Vec::new()) {}
+            state.applied = Some(LogId::new(LeaderId { term: 1, node_id: 1 }, index));
+        }
+        machine
+    }
+
+    async fn snapshot_of(machine: &Machine) -> Snapshot {
+        machine.writer().get_snapshot_builder().await.build_snapshot().await.expect("built")
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_arrives_while_one_is_taken_wins() {
+        let (ours_dir, theirs_dir) =
+            (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("one"));
+        let theirs = machine(theirs_dir.path(), "leader", 3, 90);
+        let received = snapshot_of(&theirs).await;
+        for steps in [0, 1, 2, 5] {
+            let dir = ours_dir.path().join(steps.to_string());
+            let ours = machine(&dir, "old", LOCKS, 10);
+            let mut builder = ours.writer().get_snapshot_builder().await;
+            let mut build = Box::pin(builder.build_snapshot());
+            // So far, and no further: at each step it waits for the disk.
+            for _ in 0..steps {
+                let polled = build.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+                assert!(polled.is_pending(), "a build of several chunks is under way");
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            let (meta, snapshot) = (received.meta.clone(), received.snapshot.clone());
+            ours.writer().install_snapshot(&meta, snapshot).await.expect("installed");
+            let built = build.await.expect("no error");
+            drop(builder);
+
+            assert_eq!(built.meta, received.meta, "after {steps} steps the newer one is the answer");
+            let current = ours.writer().get_current_snapshot().await.expect("readable").expect("there");
+            assert_eq!((current.meta, current.snapshot.id), (built.meta, built.snapshot.id));
+            assert!(ours.glance(|table| *table == theirs.lock().table), "the table is the leader's");
+            // And the next one is of that table.
+            let next = snapshot_of(&ours).await;
+            assert_eq!(next.meta.last_log_id.map(|id| id.index), Some(90));
+        }
+    }
 }

@@ -4,6 +4,7 @@
 //! handle   what the rest of the server may ask: propose, read point, who leads
 //! members  membership changes
 //! machine  committed entries -> lock table -> outcomes; snapshots of the table
+//! marks    whether the tables of all nodes are still the same
 //! log      openraft's log and vote, kept by `store`
 //! network  the sending end of the peer protocol
 //! incoming the receiving end, behind `service/peer`
@@ -20,6 +21,7 @@ pub mod handle;
 pub mod incoming;
 mod log;
 mod machine;
+pub mod marks;
 mod members;
 mod network;
 mod runtime;

@@ -22,10 +22,12 @@ use raftlock_proto::peer;
 use tokio::sync::Notify;
 
 use super::codec::{self, Malformed};
+use super::marks::Marks;
 use super::snapshot::{SnapshotRef, Transfers};
 use super::types::{Snapshot, Vote};
 use super::{Member, Types};
 use crate::links::{ClusterLinks, Lane, Peer, PeerCallError};
+use crate::room::DiskRoom;
 use crate::store::Store;
 
 /// Makes the network of each target.
@@ -37,6 +39,10 @@ pub struct NetworkFactory {
     /// How long an append may go unanswered before its stream is given up. Longer than openraft's own limit for
     /// heartbeats: a follower with a slow disk answers late, and sending it the same entries again does not help.
     pub append_limit: Duration,
+    /// Where the targets' words on their disks are kept.
+    pub room: Arc<DiskRoom>,
+    /// What the lock table here came to, for the targets to compare.
+    pub marks: Marks,
 }
 
 impl NetworkFactory {
@@ -132,13 +138,14 @@ impl RaftNetworkV2<Types> for PeerNetwork {
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         let (prev, last) =
             (rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
-        let request = append_request(self.envelope(), rpc);
+        let request = append_request(self.envelope(), rpc, self.factory.marks.newest());
         let links = &self.links().links;
         let call = links.call(self.lane, &self.address, option.hard_ttl(), |mut peer| async move {
             peer.append_once(request).await
         });
         let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::AppendEntries))?;
         self.check(reply.envelope.as_ref())?;
+        self.factory.room.peer_said(self.target, reply.disk_low);
         Ok(match append_result(reply).map_err(malformed)? {
             Ok(matched) if matched == last => AppendEntriesResponse::Success,
             Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
@@ -176,9 +183,10 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             let unanswered = Unanswered::default();
             let envelope = self.envelope();
             let sent = unanswered.clone();
+            let marks = self.factory.marks.clone();
             let requests = stream::iter([first]).chain(input).map(move |rpc| {
                 sent.add();
-                append_request(envelope.clone(), rpc)
+                append_request(envelope.clone(), rpc, marks.newest())
             });
 
             let action = RPCTypes::AppendEntries;
@@ -331,7 +339,10 @@ impl<'s> Replies<'s> {
         let result = match reply {
             Ok(Ok(Some(reply))) => {
                 self.unanswered.answered();
-                network.check(reply.envelope.as_ref()).and_then(|()| append_result(reply).map_err(malformed))
+                network.check(reply.envelope.as_ref()).and_then(|()| {
+                    network.factory.room.peer_said(network.target, reply.disk_low);
+                    append_result(reply).map_err(malformed)
+                })
             }
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => {
@@ -354,13 +365,18 @@ async fn late(unanswered: &Unanswered, limit: Duration) {
     tokio::time::sleep(limit).await;
 }
 
-fn append_request(envelope: Option<peer::Envelope>, rpc: AppendEntriesRequest<Types>) -> peer::AppendRequest {
+fn append_request(
+    envelope: Option<peer::Envelope>,
+    rpc: AppendEntriesRequest<Types>,
+    mark: Option<peer::Mark>,
+) -> peer::AppendRequest {
     peer::AppendRequest {
         envelope,
         vote: Some(codec::vote(&rpc.vote)),
         prev: rpc.prev_log_id.as_ref().map(codec::log_id),
         entries: rpc.entries.iter().map(codec::entry).collect(),
         commit: rpc.leader_commit.as_ref().map(codec::log_id),
+        mark,
     }
 }
 

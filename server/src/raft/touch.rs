@@ -56,6 +56,8 @@ impl Touch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heir {
     pub id: u64,
+    /// Its disk is not low, as it said itself just now.
+    pub has_room: bool,
     /// How long ago it last answered.
     pub silence: Option<Duration>,
     /// How far its log is known to reach.
@@ -77,7 +79,9 @@ pub enum Succession {
 /// would stand still until an election finds another.
 pub fn succession(heirs: &[Heir], last_log: u64, fresh: Duration) -> Succession {
     let alive = || heirs.iter().filter(|heir| heir.silence.is_some_and(|silence| silence <= fresh));
-    let ready = alive().filter(|heir| heir.matched == Some(last_log)).min_by_key(|heir| heir.silence);
+    let ready = alive()
+        .filter(|heir| heir.matched == Some(last_log))
+        .min_by_key(|heir| (!heir.has_room, heir.silence));
     match ready {
         Some(heir) => Succession::Ready(heir.id),
         None if alive().next().is_some() => Succession::Behind,
@@ -126,6 +130,7 @@ mod tests {
         let fresh = Duration::from_millis(300);
         let heir = |id, silence: Option<u64>, matched| Heir {
             id,
+            has_room: true,
             silence: silence.map(Duration::from_millis),
             matched: Some(matched),
         };
@@ -137,6 +142,9 @@ mod tests {
         assert_eq!(succession(&[dead, behind, ready, never_heard], 90, fresh), Succession::Ready(4));
         let quicker = heir(5, Some(10), 90);
         assert_eq!(succession(&[ready, quicker, dead], 90, fresh), Succession::Ready(5));
+        let low = Heir { has_room: false, ..quicker };
+        assert_eq!(succession(&[low, ready], 90, fresh), Succession::Ready(4));
+        assert_eq!(succession(&[low, dead], 90, fresh), Succession::Ready(5), "better than nobody");
         assert_eq!(succession(&[dead, never_heard], 90, fresh), Succession::Nobody);
         assert_eq!(succession(&[], 90, fresh), Succession::Nobody);
     }

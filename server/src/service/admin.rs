@@ -19,8 +19,10 @@ use crate::founding::Founding;
 use crate::members::Liveness;
 use crate::members::controller::{Controller, Wish};
 use crate::members::roster::Roster;
+use crate::pace::PaceReport;
 use crate::proposer::Proposer;
 use crate::raft::RaftHandle;
+use crate::room::DiskRoom;
 
 /// The admin service of a node.
 #[derive(Clone)]
@@ -33,6 +35,10 @@ pub struct AdminService {
     pub proposer: Proposer,
     /// Who is there.
     pub roster: Roster,
+    /// How much room the disk has.
+    pub room: Arc<DiskRoom>,
+    /// How cluster time moves.
+    pub pace: Arc<PaceReport>,
     /// Set once the node is a member.
     pub raft: Arc<OnceLock<RaftHandle>>,
 }
@@ -53,6 +59,9 @@ impl AdminService {
                 peer_address: member.peer_address.clone(),
             }),
             tick_stalls: self.proposer.stalls(),
+            disk_low: self.room.is_low(),
+            disk_free_bytes: self.room.free_bytes(),
+            cluster_clock: self.pace.word().to_owned(),
             ..Default::default()
         };
         let Some(raft) = self.raft.get() else { return status };

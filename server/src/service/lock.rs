@@ -175,6 +175,7 @@ impl Calls {
                 return Err(status::not_leader(self.raft.standing().borrow().leader.as_ref()));
             }
             Err(NotTaken::Full) => return Err(status::busy()),
+            Err(NotTaken::DiskLow) => return Err(status::disk_low()),
         }
         match tokio::time::timeout(limit, outcome).await {
             Ok(Ok(CallAnswer::Outcome(Outcome::Rejected(rejection)))) => Err(status::rejected(&rejection)),

@@ -140,6 +140,14 @@ impl Membership {
     fn envelope(&self, to: Option<&Envelope>) -> Option<Envelope> {
         self.links.identity().envelope(to.map_or(0, |envelope| envelope.sender))
     }
+
+    fn append_reply(
+        &self,
+        envelope: Option<Envelope>,
+        result: peer::append_reply::Result,
+    ) -> peer::AppendReply {
+        peer::AppendReply { envelope, result: Some(result), disk_low: self.raft.disk_is_low() }
+    }
 }
 
 fn not_taken(why: &NotTaken) -> Status {
@@ -150,6 +158,7 @@ fn not_taken(why: &NotTaken) -> Status {
         }
         NotTaken::Malformed(_) => with_reason(Code::InvalidArgument, "MALFORMED", why.to_string(), None),
         NotTaken::Damaged { .. } => with_reason(Code::DataLoss, "DAMAGED", why.to_string(), None),
+        NotTaken::DiskLow => with_reason(Code::FailedPrecondition, "DISK_LOW", why.to_string(), None),
         NotTaken::Stopped(_) | NotTaken::Store(_) => super::status::not_serving(&why.to_string()),
     }
 }
@@ -193,7 +202,7 @@ impl Peer for PeerService {
                 while let Some(result) = results.next().await {
                     let reply = result
                         .map_err(|why| not_taken(&why))
-                        .map(|result| peer::AppendReply { envelope: envelope.clone(), result: Some(result) });
+                        .map(|result| member.append_reply(envelope.clone(), result));
                     if replies.send(reply).await.is_err() {
                         break;
                     }
@@ -215,7 +224,7 @@ impl Peer for PeerService {
         let member = self.0.member(request.envelope.as_ref()).await?;
         let envelope = member.envelope(request.envelope.as_ref());
         let result = member.raft.take_append(request).await.map_err(|why| not_taken(&why))?;
-        Ok(Response::new(peer::AppendReply { envelope, result: Some(result) }))
+        Ok(Response::new(member.append_reply(envelope, result)))
     }
 
     async fn vote(&self, request: Request<peer::VoteRequest>) -> Result<Response<peer::VoteReply>, Status> {

@@ -165,6 +165,8 @@ fn not_taken_error(not_taken: NotTaken) -> OpError {
     let (reason, message, retry_after_ms) = match not_taken {
         NotTaken::NotLeader => ("NOT_LEADER", "the leader changed; nothing was executed", 50),
         NotTaken::Full => ("QUEUE_BUSY", "the queue of proposals is full; nothing was executed", 100),
+        // Waiting does not free a disk: the caller should hear of it.
+        NotTaken::DiskLow => ("DISK_LOW", super::status::DISK_LOW, 0),
     };
     OpError { reason: reason.to_owned(), message: message.to_owned(), retry_after_ms }
 }

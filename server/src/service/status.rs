@@ -58,6 +58,15 @@ pub fn busy() -> Status {
     with_reason(Code::Unavailable, "QUEUE_BUSY", message, Some(BUSY_WAIT))
 }
 
+/// What a caller is told who wants a new lock of a leader with a low disk.
+pub const DISK_LOW: &str =
+    "the leader's disk is low: no new locks and sessions, nothing was executed; renewals and releases go on";
+
+/// The leader's disk is low. No delay is named: it waits for an operator.
+pub fn disk_low() -> Status {
+    with_reason(Code::ResourceExhausted, "DISK_LOW", DISK_LOW, None)
+}
+
 /// The node starts, drains, or has stopped.
 pub fn not_serving(what: &str) -> Status {
     with_reason(Code::Unavailable, "NOT_SERVING", format!("this node is {what}"), Some(ELECTION_WAIT))

@@ -18,6 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// milliseconds on a disk that suits us. Smaller would sync the main file more often than needed.
 const CHECKPOINT_FRAMES: i64 = 2048;
 
+/// The same in bytes, for whoever plans a disk's space.
+pub(super) const CHECKPOINT_BYTES: u64 = CHECKPOINT_FRAMES as u64 * 4096;
+
 /// Only a WAL of this many frames (256 MiB) is cut. Cutting costs a sync of its metadata, and growing it again one at
 /// each commit; overwriting costs neither.
 const TRUNCATE_FRAMES: i64 = 65_536;

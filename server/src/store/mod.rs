@@ -47,7 +47,7 @@ mod writer;
 
 pub use error::StoreError;
 pub use options::{CACHE_BYTES, StoreOptions, Writer};
-pub use space::{HIGH_WATER_BYTES, LOW_WATER_BYTES, Space, SpaceGauge};
+pub use space::{DiskSpace, FreeSpace, Space, SpaceGauge, Watermarks};
 
 use batch::{Core, Counters};
 use bytes::Bytes;
@@ -201,8 +201,8 @@ impl Store {
         self.inner.place.space()
     }
 
-    /// Deletes the ballast file, so that a full disk has room for a last checkpoint. Without one, nothing.
-    pub fn drop_ballast(&self) -> Result<(), StoreError> {
+    /// Deletes the ballast file, so that a full disk has room for a last checkpoint. `false`: there is none.
+    pub fn drop_ballast(&self) -> Result<bool, StoreError> {
         self.inner.place.drop_ballast()
     }
 

@@ -83,14 +83,15 @@ impl Place {
         }
     }
 
-    /// Deletes the ballast, so that a full disk has room for a last checkpoint.
-    pub(super) fn drop_ballast(&self) -> Result<(), StoreError> {
+    /// Deletes the ballast, so that a full disk has room for a last checkpoint. `false`: there is none.
+    pub(super) fn drop_ballast(&self) -> Result<bool, StoreError> {
         let Self::Folder(dir) = self else {
-            return Ok(());
+            return Ok(false);
         };
         match fs::remove_file(dir.join(BALLAST)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed("deleting the ballast")(e)),
-            _ => Ok(()),
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(failed("deleting the ballast")(e)),
         }
     }
 

@@ -99,6 +99,12 @@ impl Processes {
         eventually("the node ends", async || child.try_wait().expect("ours")).await.code()
     }
 
+    /// The exit code of a node that ended by itself, once it has; the inner `None` is a signal.
+    pub fn ended(&mut self, at: usize) -> Option<Option<i32>> {
+        let child = self.nodes[at].child.as_mut().expect("it was started");
+        child.try_wait().expect("ours").map(|status| status.code())
+    }
+
     pub fn pid(&self, at: usize) -> u32 {
         self.nodes[at].child.as_ref().expect("it is up").id()
     }
@@ -146,12 +152,6 @@ impl Processes {
 
     pub fn folder(&self) -> &Path {
         self.dir.path()
-    }
-
-    /// A process that was left to end by itself: its exit code.
-    pub async fn ended(&mut self, at: usize) -> Option<i32> {
-        let mut child = self.nodes[at].child.take().expect("it was up");
-        eventually("the node ends", async || child.try_wait().expect("ours")).await.code()
     }
 
     /// Waits until the node at `seen_by` sees so many voters, the one named among them.
