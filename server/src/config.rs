@@ -127,11 +127,11 @@ impl Config {
                 return wrong(field, "must be HOST:PORT as others reach it".into());
             }
         }
-        if let Some(seed) = self.seeds.iter().find(|seed| port_of(seed).is_none()) {
+        if let Some(seed) = self.seeds.iter().find(|seed| port_of(&with_peer_port(seed)).is_none()) {
             return wrong("seeds", format!("{seed:?} is not HOST:PORT"));
         }
         if let Some(expect) = self.bootstrap_expect {
-            let mut distinct = self.seeds.clone();
+            let mut distinct: Vec<String> = self.seeds.iter().map(|seed| with_peer_port(seed)).collect();
             distinct.sort();
             distinct.dedup();
             if expect == 0 || expect > 64 {
@@ -230,6 +230,24 @@ mod tests {
         assert_eq!(with(4, 2), Some("bootstrap-expect"));
         assert_eq!(with(3, 2), None);
         assert_eq!(with(0, 0), Some("bootstrap-expect"));
+    }
+
+    #[test]
+    fn founders_are_counted_against_distinct_seeds() {
+        let with = |seeds: &[&str], expect| {
+            field_of(|c| {
+                c.seeds = seeds.iter().map(|seed| (*seed).to_owned()).collect();
+                c.bootstrap_expect = Some(expect);
+            })
+        };
+        let five = ["n1", "n2", "n3", "n4", "n5"];
+        // Five nodes with two lists that overlap: each list alone is what counts.
+        assert_eq!(with(&five, 3), None);
+        assert_eq!(with(&five[..3], 3), None);
+        assert_eq!(with(&five[2..], 2), None);
+        assert_eq!(with(&five, 2), Some("bootstrap-expect"));
+        assert_eq!(with(&["n1", "n2", "n3", "n4", "n5", "n6"], 3), Some("bootstrap-expect"));
+        assert_eq!(with(&["n1", "n1:50052", "n2", "n3"], 2), None, "the same seed twice is one");
     }
 
     #[test]
