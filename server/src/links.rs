@@ -9,14 +9,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use raftlock_proto::peer::Envelope;
+use prost::Message;
 use raftlock_proto::peer::peer_client::PeerClient;
+use raftlock_proto::peer::{Envelope, StaleStorage};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::net::Net;
 use crate::peers::{Identity, PeerGuard, Refusal};
+
+/// The metadata in which a node that refuses a stale data directory proves it.
+pub const STALE_STORAGE_METADATA: &str = "raftlock-stale-storage-bin";
 
 /// Largest peer message, in bytes. An append carries at most 2 MiB of entries, or one entry of 1 MiB and a little
 /// more; the rest is room for what a newer version may add.
@@ -320,14 +324,26 @@ impl ClusterLinks {
     }
 
     /// Refuses a reply that `target` did not send to us.
-    pub fn check(
+    pub async fn check(
         &self,
         address: &str,
         target: u64,
         envelope: Option<&Envelope>,
     ) -> Result<(), PeerCallError> {
-        let checked = self.guard.check_reply(target, envelope);
+        let checked = self.guard.check_reply(target, envelope).await;
         checked.map_err(|refusal| PeerCallError::Refused { address: address.to_owned(), refusal })
+    }
+
+    /// Looks whether `target` answered that our data directory is stale. Every failed call of a member comes by here:
+    /// a node that is refused everywhere must not go on as if its peers were only away.
+    pub async fn heed(&self, target: u64, error: &PeerCallError) {
+        if let PeerCallError::Status { status, .. } = error
+            && let Some(told) = status.metadata().get_bin(STALE_STORAGE_METADATA)
+            && let Ok(bytes) = told.to_bytes()
+            && let Ok(told) = StaleStorage::decode(bytes)
+        {
+            self.guard.heed(target, &told).await;
+        }
     }
 }
 

@@ -119,13 +119,18 @@ impl RelayLink {
         let timeout = |_| Err(PeerCallError::Timeout { address: address.clone(), limit });
         let reply = tokio::time::timeout(limit, call).await.unwrap_or_else(timeout);
         let reads = matches!(method, Method::GetLock | Method::ListLocks);
-        let reply = reply.map_err(|error| match error {
-            PeerCallError::Dial { .. } => status::no_leader(),
-            _ if reads => status::no_leader(),
-            _ => status::outcome_unknown(),
-        })?;
-        let reply = reply.into_inner();
-        if self.links.check(address, *target, reply.envelope.as_ref()).is_err() {
+        let reply = match reply {
+            Ok(reply) => reply.into_inner(),
+            Err(error) => {
+                self.links.heed(*target, &error).await;
+                return Err(match error {
+                    PeerCallError::Dial { .. } => status::no_leader(),
+                    _ if reads => status::no_leader(),
+                    _ => status::outcome_unknown(),
+                });
+            }
+        };
+        if self.links.check(address, *target, reply.envelope.as_ref()).await.is_err() {
             return Err(status::outcome_unknown());
         }
         if reply.error.is_empty() { Ok(reply.message) } else { Err(status_from_bytes(reply.error)) }
@@ -242,10 +247,16 @@ async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks, waits: A
     let Ok(mut peer) = links.links.peer(Lane::Relay, &address).await else { return };
     let connection = peer.clone();
     let accepted = tokio::time::timeout(ACCEPT_LIMIT, async {
-        let mut replies = peer.relay(requests).await.ok()?.into_inner();
+        let mut replies = match peer.relay(requests).await {
+            Ok(replies) => replies.into_inner(),
+            Err(status) => {
+                links.heed(target, &links.links.failed(Lane::Relay, &address, &connection, status)).await;
+                return None;
+            }
+        };
         // The leader greets, so that a node which does not lead is found out before a client is sent there.
         let greeting = replies.message().await.ok()??;
-        links.check(&address, target, greeting.envelope.as_ref()).ok()?;
+        links.check(&address, target, greeting.envelope.as_ref()).await.ok()?;
         Some(replies)
     });
     let Ok(Some(mut replies)) = accepted.await else {
@@ -263,7 +274,7 @@ async fn carry(edge: &Edge, leader: (u64, Member), links: ClusterLinks, waits: A
     });
     edge.set_route(Route::There(link.clone()));
     while let Ok(Some(reply)) = replies.message().await {
-        if links.check(&address, target, reply.envelope.as_ref()).is_err() {
+        if links.check(&address, target, reply.envelope.as_ref()).await.is_err() {
             break;
         }
         reply.frames.into_iter().for_each(|frame| link.take_back(frame));

@@ -301,7 +301,9 @@ fn cannot_go_on(error: &NodeError) -> Failure {
     match error {
         NodeError::Store(cause) if is_disk(cause) => Failure::Disk(text),
         // What it holds may be wrong: it must not lead, and a restart would let it.
-        NodeError::Identity { .. } | NodeError::Diverged { .. } => Failure::Disk(text),
+        NodeError::Identity { .. } | NodeError::Diverged { .. } | NodeError::StaleStorage(_) => {
+            Failure::Disk(text)
+        }
         NodeError::Config(_) => Failure::Usage(format!("--{text}")),
         NodeError::Store(_)
         | NodeError::Listen { .. }
@@ -415,5 +417,6 @@ mod tests {
         assert_eq!(code(StoreError::InUse { file: "raft.db" }), 1);
         assert_eq!(cannot_go_on(&NodeError::Raft("stopped".into())).exit_code(), 1);
         assert_eq!(cannot_go_on(&NodeError::Identity { what: "boot" }).exit_code(), 74);
+        assert_eq!(cannot_go_on(&NodeError::StaleStorage("rolled back".into())).exit_code(), 74);
     }
 }

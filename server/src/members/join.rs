@@ -1,14 +1,15 @@
 //! How a new node gets into a running cluster: it asks a member, is sent to the leader, and asks again until it is in.
 //!
-//! Asking twice changes nothing, so a lost answer costs a repeat. The node belongs to the cluster from the moment at
-//! which the leader says that the membership lists it; only then does it write the cluster's id to its own disk.
+//! It belongs to the cluster on its own disk before it asks (see `founding`), so whatever a membership lists is bound
+//! to that cluster. Asking twice changes nothing, so a lost answer costs a repeat.
 
 use std::time::Duration;
 
 use raftlock_proto::peer::{self, JoinReply, JoinRequest};
 
+use crate::founding::Founding;
 use crate::links::{Lane, PeerLinks};
-use crate::peers::ClusterId;
+use crate::raft::{RaftHandle, codec};
 
 /// How long one node may take to answer: the leader answers when its new membership is committed.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
@@ -16,11 +17,46 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(12);
 /// Nodes asked in one round: a member, the leader that it names, and one more if that has changed meanwhile.
 const HOPS_MAX: usize = 3;
 
+/// How often it is asked.
+const ASK_EVERY: Duration = Duration::from_millis(250);
+
+/// Rounds between two lines in the log about not being let in: five seconds and more.
+const SAY_EVERY_ROUNDS: u32 = 20;
+
+/// Asks the seeds until a membership has reached this node's log. Over at once on a node that has one, also if that
+/// does not list it any more: who was removed does not come back by itself.
+pub async fn run(raft: &RaftHandle, links: &PeerLinks, founding: &Founding, seeds: &[String]) {
+    let (id, member) = founding.me();
+    let me = peer::Member { id: *id, node: Some(codec::member(member)) };
+    for round in 1_u32.. {
+        let mut why = "no seed but this node itself".to_owned();
+        for seed in seeds.iter().filter(|seed| **seed != member.peer_address) {
+            if !raft.roll().members.is_empty() {
+                return;
+            }
+            match ask(links, founding.cluster_name(), me.clone(), seed).await {
+                Joined::In => break, // the leader's entries are on their way
+                Joined::NotYet(because) | Joined::Refused(because) => why = because,
+            }
+        }
+        if !raft.roll().members.is_empty() {
+            return;
+        }
+        if round % SAY_EVERY_ROUNDS == 0 {
+            tracing::warn!(
+                why,
+                "this node is not let into its cluster yet. If that is gone for good, stop this node and empty its data directory"
+            );
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
 /// What came of asking.
 #[derive(Debug)]
-pub enum Joined {
+enum Joined {
     /// The membership lists this node.
-    In(ClusterId),
+    In,
     /// Not now: no leader, or it cannot be reached. Ask again.
     NotYet(String),
     /// The cluster does not want it as it is; an operator has to change something.
@@ -28,7 +64,7 @@ pub enum Joined {
 }
 
 /// Asks the member at `address`, and whoever it names as the leader.
-pub async fn ask(links: &PeerLinks, cluster_name: &str, me: peer::Member, address: &str) -> Joined {
+async fn ask(links: &PeerLinks, cluster_name: &str, me: peer::Member, address: &str) -> Joined {
     let mut address = address.to_owned();
     for _ in 0..HOPS_MAX {
         let request = JoinRequest { cluster_name: cluster_name.to_owned(), member: Some(me.clone()) };
@@ -36,10 +72,7 @@ pub async fn ask(links: &PeerLinks, cluster_name: &str, me: peer::Member, addres
             .call(Lane::Control, &address, ANSWER_LIMIT, |mut peer| async move { peer.join(request).await });
         match call.await {
             Ok(JoinReply { cluster_id, .. }) if !cluster_id.is_empty() => {
-                return match ClusterId::from_slice(&cluster_id) {
-                    Some(cluster) => Joined::In(cluster),
-                    None => Joined::NotYet(format!("{address} answered with a cluster id that is none")),
-                };
+                return Joined::In;
             }
             Ok(JoinReply { leader: Some(peer::Member { node: Some(leader), .. }), .. }) => {
                 address = leader.peer_address;

@@ -156,6 +156,12 @@ async fn ping(links: ClusterLinks, id: u64, address: String) -> (u64, Option<pee
     let call = links
         .links
         .call(Lane::Ping, &address, ANSWER_LIMIT, |mut peer| async move { peer.ping(request).await });
-    let reply = call.await.ok().filter(|reply| links.check(&address, id, reply.envelope.as_ref()).is_ok());
-    (id, reply)
+    match call.await {
+        Ok(reply) if links.check(&address, id, reply.envelope.as_ref()).await.is_ok() => (id, Some(reply)),
+        Ok(_) => (id, None),
+        Err(error) => {
+            links.heed(id, &error).await;
+            (id, None)
+        }
+    }
 }

@@ -4,11 +4,15 @@ use std::path::PathBuf;
 
 use super::{NodeError, Seams};
 use crate::config::Config;
+use crate::peers::Boot;
 use crate::raft::random_u64;
 use crate::store::{Store, StoreError, StoreOptions, Writer};
 
 const STORAGE_ID: &str = "storage_id";
 const BOOT: &str = "boot";
+
+/// Holds why this data directory is stale, once a member of the cluster has said so.
+pub const STALE: &str = "stale";
 
 /// There once the node is no member any more.
 pub const REMOVED: &str = "removed";
@@ -31,7 +35,7 @@ pub async fn open_store(config: &Config, seams: &Seams) -> Result<Store, StoreEr
 }
 
 /// The node's id, made at its first start, and how often it has started.
-pub async fn next_boot(store: &Store) -> Result<(u64, u64), NodeError> {
+pub async fn next_boot(store: &Store) -> Result<(u64, Boot), NodeError> {
     let number = |name: &'static str| match store.value(name) {
         None => Ok(None),
         Some(bytes) => match bytes[..].try_into() {
@@ -47,7 +51,7 @@ pub async fn next_boot(store: &Store) -> Result<(u64, u64), NodeError> {
             id
         }
     };
-    let boot = number(BOOT)?.unwrap_or(0) + 1;
-    store.put_value(BOOT, boot.to_be_bytes().to_vec().into()).await?;
+    let boot = Boot { count: number(BOOT)?.unwrap_or(0) + 1, nonce: random_u64() };
+    store.put_value(BOOT, boot.count.to_be_bytes().to_vec().into()).await?;
     Ok((id, boot))
 }

@@ -7,23 +7,24 @@ use std::time::Duration;
 use lock_table::Ttl;
 use tokio_util::sync::CancellationToken;
 
-use super::disk::REMOVED;
+use super::disk::{REMOVED, STALE};
 use super::{NodeError, Seams, first_some};
 use crate::config::{Config, with_peer_port};
 use crate::edge::{Edge, Local};
 use crate::founding::{Founding, FoundingPlan};
 use crate::links::{ClusterLinks, LinkTimes, PeerLinks};
 use crate::members::controller::Controller;
+use crate::members::join;
 use crate::members::roster::Roster;
 use crate::pace::{self, PaceReport};
-use crate::peers::{Identity, PeerGuard};
+use crate::peers::{Boot, Identity, PeerGuard};
 use crate::proposer::{FirstEntry, Proposer};
 use crate::raft::marks::Divergence;
 use crate::raft::{Machine, RaftHandle, RaftSettings, compaction};
 use crate::relay;
 use crate::room::{self, DiskRoom};
 use crate::service::lock::Calls;
-use crate::service::peer::{Membership, PEER_BOOTS, PeerService, boots_from_bytes};
+use crate::service::peer::{Membership, PeerService};
 use crate::service::session::Sessions;
 use crate::store::Store;
 use crate::streams::Streams;
@@ -33,7 +34,7 @@ const CONNECT_LIMIT: Duration = Duration::from_millis(500);
 
 /// The parts of a started node, handed to the task behind it.
 pub struct Life {
-    pub identity: (u64, u64),
+    pub identity: (u64, Boot),
     pub store: Store,
     pub founding: Arc<Founding>,
     pub edge: Arc<Edge>,
@@ -72,11 +73,12 @@ impl Life {
         let ping = self.config.election_min;
         let links =
             Arc::new(PeerLinks::new(self.seams.net.clone(), LinkTimes { connect: CONNECT_LIMIT, ping }));
-        let founded = self.founding.find(&self.plan(), &links).await?;
+        let plan = self.plan();
+        let founded = self.founding.find(&plan, &links).await?;
         let (me, boot) = self.identity;
         let identity = Identity { cluster: founded.cluster, me, boot };
-        let boots = self.store.value(PEER_BOOTS).map(|bytes| boots_from_bytes(&bytes)).unwrap_or_default();
-        let links = ClusterLinks { links, guard: Arc::new(PeerGuard::new(identity, boots)) };
+        let links = ClusterLinks { links, guard: Arc::new(PeerGuard::open(identity, self.store.clone())) };
+        let mut stale = links.guard.stale();
 
         let streams = Arc::new(Streams::default());
         let machine = Machine::new(self.store.clone(), streams.clone());
@@ -148,9 +150,20 @@ impl Life {
                 reason = first_some(&mut fatal) => NodeError::Raft(reason),
             }
         };
-        let report = report_leader(raft.clone());
+        let report = async {
+            tokio::join!(report_leader(raft.clone()), self.founding.report_unheard(&raft));
+        };
+        let be_let_in = join::run(&raft, &links.links, &self.founding, &plan.seeds);
         let manage = members.run(&self.stop);
         tokio::select! {
+            why = first_some(&mut stale) => {
+                tracing::error!("this node serves no more: {why}");
+                // First of all no more votes and no more acknowledgements. Written down, because a start more would
+                // count higher and be believed.
+                raft.shutdown().await;
+                self.store.put_value(STALE, why.clone().into()).await?;
+                Err(NodeError::StaleStorage(why))
+            }
             removed = self.roster.run(&raft, &links, &self.seams.clock, &self.stop) => match removed {
                 true => {
                     self.store.put_value(REMOVED, vec![1].into()).await?;
@@ -164,13 +177,15 @@ impl Life {
                 Err(error)
             }
             _ = async {
-                tokio::join!(propose, route, compact, look_after_room, keep_pace, report, manage)
+                tokio::join!(propose, route, compact, look_after_room, keep_pace, report, manage, be_let_in)
             } => Ok(()),
         }
     }
 
     fn plan(&self) -> FoundingPlan {
-        let seeds: Vec<String> = self.config.seeds.iter().map(|seed| with_peer_port(seed)).collect();
+        let mut seeds: Vec<String> = self.config.seeds.iter().map(|seed| with_peer_port(seed)).collect();
+        seeds.sort();
+        seeds.dedup();
         let alone = seeds.iter().all(|seed| *seed == self.founding.me().1.peer_address);
         let expect = self.config.bootstrap_expect.or(alone.then_some(1));
         FoundingPlan { seeds, expect }

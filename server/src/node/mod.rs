@@ -35,7 +35,7 @@ use crate::room::DiskRoom;
 use crate::service::admin::AdminService;
 use crate::service::peer::PeerService;
 use crate::store::{DiskSpace, FreeSpace, Store, StoreError, Writer};
-use disk::{REMOVED, next_boot, open_store};
+use disk::{REMOVED, STALE, next_boot, open_store};
 use life::Life;
 use ports::{advertised, listen, serve_peers, serve_public};
 
@@ -95,6 +95,10 @@ pub enum NodeError {
     /// Raft stopped: an invariant broke, or the disk failed under it.
     #[error("Raft stopped: {0}")]
     Raft(String),
+    /// The cluster has seen a later state of this data directory, or another node that runs on a copy of it. A start
+    /// more would not help: it must be emptied.
+    #[error("{0}")]
+    StaleStorage(String),
     /// This node's lock table is not the leader's.
     #[error(
         "after log entry {index} this node's lock table is not that of the leader {leader} ({ours:#018x} here, \
@@ -162,6 +166,9 @@ impl Node {
         if store.value(REMOVED).is_some() {
             return Err(NodeError::Removed);
         }
+        if let Some(why) = store.value(STALE) {
+            return Err(NodeError::StaleStorage(String::from_utf8_lossy(&why).into_owned()));
+        }
         let (id, boot) = next_boot(&store).await?;
         let member = Member {
             name: config.node_name.clone(),
@@ -171,7 +178,7 @@ impl Node {
         let founding = Founding::open(config.cluster_name.clone(), (id, member), store.clone());
         let founding = founding.map_err(|_| NodeError::Identity { what: "promise" })?;
         tracing::info!(
-            node = config.node_name, id, boot, listen = client_port.address(), peers = peer_port.address(),
+            node = config.node_name, id, boot = boot.count, listen = client_port.address(), peers = peer_port.address(),
             data = %config.data_dir.display(), "node starts"
         );
 

@@ -53,6 +53,11 @@ pub enum NotTaken {
     Store(#[from] StoreError),
 }
 
+/// Refuses a term that cannot be right, in a request or in a reply.
+pub fn believable(theirs: u64, ours: u64) -> Result<(), NotTaken> {
+    if theirs > ours + TERM_JUMP_MAX { Err(NotTaken::AbsurdTerm { theirs, ours }) } else { Ok(()) }
+}
+
 impl RaftHandle {
     /// Appends one request's entries, and answers when they are on disk.
     pub async fn take_append(&self, request: peer::AppendRequest) -> Result<append_reply::Result, NotTaken> {
@@ -179,10 +184,7 @@ impl RaftHandle {
 
     fn believable_vote(&self, vote: Option<&peer::Vote>) -> Result<Vote, NotTaken> {
         let vote = codec::vote_back(vote)?;
-        let (theirs, ours) = (vote.leader_id.term, self.standing().borrow().term);
-        if theirs > ours + TERM_JUMP_MAX {
-            return Err(NotTaken::AbsurdTerm { theirs, ours });
-        }
+        believable(vote.leader_id.term, self.standing().borrow().term)?;
         Ok(vote)
     }
 }

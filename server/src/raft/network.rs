@@ -22,9 +22,10 @@ use raftlock_proto::peer;
 use tokio::sync::Notify;
 
 use super::codec::{self, Malformed};
+use super::incoming::{NotTaken, believable};
 use super::marks::Marks;
 use super::snapshot::{SnapshotRef, Transfers};
-use super::types::{Snapshot, Vote};
+use super::types::{LogId, Snapshot, Vote};
 use super::{Member, Types};
 use crate::links::{ClusterLinks, Lane, Peer, PeerCallError};
 use crate::room::DiskRoom;
@@ -85,14 +86,14 @@ impl PeerNetwork {
         self.links().identity().envelope(self.target)
     }
 
-    fn check(&self, envelope: Option<&peer::Envelope>) -> Result<(), RPCError<Types>> {
-        self.links()
-            .check(&self.address, self.target, envelope)
-            .map_err(|error| self.rpc_error(error, RPCTypes::AppendEntries))
+    async fn check(&self, envelope: Option<&peer::Envelope>) -> Result<(), RPCError<Types>> {
+        let checked = self.links().check(&self.address, self.target, envelope).await;
+        checked.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
 
     /// A lost link weighs enough to begin openraft's back-off at once; a late answer does not.
-    fn rpc_error(&self, error: PeerCallError, action: RPCTypes) -> RPCError<Types> {
+    async fn rpc_error(&self, error: PeerCallError, action: RPCTypes) -> RPCError<Types> {
+        self.links().heed(self.target, &error).await;
         match error {
             PeerCallError::Timeout { limit, .. } => RPCError::Timeout(Timeout {
                 action,
@@ -120,11 +121,12 @@ impl PeerNetwork {
         let links = &self.links().links;
         let call = links
             .call(Lane::Control, &self.address, limit, |mut peer| async move { peer.vote(request).await });
-        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::Vote))?;
-        self.check(reply.envelope.as_ref())?;
-        let vote = codec::vote_back(reply.vote.as_ref()).map_err(malformed)?;
-        let last_log = codec::log_id_maybe(reply.last_log.as_ref()).map_err(malformed)?;
-        Ok(VoteResponse::new(vote, last_log, reply.granted))
+        let reply = match call.await {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.rpc_error(error, RPCTypes::Vote).await),
+        };
+        self.check(reply.envelope.as_ref()).await?;
+        vote_response(reply, &rpc.vote).map_err(not_taken)
     }
 }
 
@@ -138,19 +140,23 @@ impl RaftNetworkV2<Types> for PeerNetwork {
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
         let (prev, last) =
             (rpc.prev_log_id, rpc.entries.last().map(|entry| entry.log_id).or(rpc.prev_log_id));
+        let ours = rpc.vote;
         let request = append_request(self.envelope(), rpc, self.factory.marks.newest());
         let links = &self.links().links;
         let call = links.call(self.lane, &self.address, option.hard_ttl(), |mut peer| async move {
             peer.append_once(request).await
         });
-        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::AppendEntries))?;
-        self.check(reply.envelope.as_ref())?;
+        let reply = match call.await {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.rpc_error(error, RPCTypes::AppendEntries).await),
+        };
+        self.check(reply.envelope.as_ref()).await?;
         self.factory.room.peer_said(self.target, reply.disk_low);
-        Ok(match append_result(reply).map_err(malformed)? {
+        Ok(match append_result(reply, &ours).map_err(not_taken)? {
             Ok(matched) if matched == last => AppendEntriesResponse::Success,
             Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
             Err(StreamAppendError::Conflict(_)) if prev.is_some() => AppendEntriesResponse::Conflict,
-            Err(StreamAppendError::Conflict(_)) => return Err(malformed(Malformed::Missing("conflict"))),
+            Err(StreamAppendError::Conflict(_)) => return Err(not_taken(Malformed::Missing("conflict"))),
             Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
         })
     }
@@ -180,6 +186,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
                 return Ok(Box::pin(stream::iter([result])) as BoxStream<'s, _>);
             }
 
+            let ours = first.vote;
             let unanswered = Unanswered::default();
             let envelope = self.envelope();
             let sent = unanswered.clone();
@@ -191,22 +198,25 @@ impl RaftNetworkV2<Types> for PeerNetwork {
 
             let action = RPCTypes::AppendEntries;
             let links = self.links().links.clone();
-            let mut peer =
-                links.peer(self.lane, &self.address).await.map_err(|error| self.rpc_error(error, action))?;
+            let mut peer = match links.peer(self.lane, &self.address).await {
+                Ok(peer) => peer,
+                Err(error) => return Err(self.rpc_error(error, action).await),
+            };
             let limit = self.factory.append_limit;
             let opened = tokio::time::timeout(limit, peer.append(requests)).await;
             let replies = match opened {
                 Ok(Ok(replies)) => replies.into_inner(),
                 Ok(Err(status)) => {
-                    return Err(self.rpc_error(links.failed(self.lane, &self.address, &peer, status), action));
+                    let error = links.failed(self.lane, &self.address, &peer, status);
+                    return Err(self.rpc_error(error, action).await);
                 }
                 Err(_) => {
                     links.forget(self.lane, &self.address, &peer);
                     let error = PeerCallError::Timeout { address: self.address.clone(), limit };
-                    return Err(self.rpc_error(error, action));
+                    return Err(self.rpc_error(error, action).await);
                 }
             };
-            let replies = Replies { network: self, peer, replies, unanswered, limit, over: false };
+            let replies = Replies { network: self, peer, ours, replies, unanswered, limit, over: false };
             Ok(Box::pin(stream::unfold(replies, Replies::next)) as BoxStream<'s, _>)
         })
     }
@@ -247,7 +257,7 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = transfer => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote)),
-                Err(error) => Err(self.rpc_error(error, RPCTypes::InstallSnapshot).into()),
+                Err(error) => Err(self.rpc_error(error, RPCTypes::InstallSnapshot).await.into()),
             },
         }
     }
@@ -267,23 +277,26 @@ impl RaftNetworkV2<Types> for PeerNetwork {
         let call = links.call(Lane::Control, &self.address, option.hard_ttl(), |mut peer| async move {
             peer.transfer_leader(request).await
         });
-        let reply = call.await.map_err(|error| self.rpc_error(error, RPCTypes::TransferLeader))?;
-        self.check(reply.envelope.as_ref())?;
+        let reply = match call.await {
+            Ok(reply) => reply,
+            Err(error) => return Err(self.rpc_error(error, RPCTypes::TransferLeader).await),
+        };
+        self.check(reply.envelope.as_ref()).await?;
         match reply.result {
             Some(peer::transfer_reply::Result::Accepted(_)) => Ok(Ok(())),
             Some(peer::transfer_reply::Result::VoteChanged(actual)) => {
                 Ok(Err(TransferLeaderError::VoteChanged {
                     expected: *req.from_leader(),
-                    actual: codec::vote_back(Some(&actual)).map_err(malformed)?,
+                    actual: vote_back(Some(&actual), req.from_leader()).map_err(not_taken)?,
                 }))
             }
             Some(peer::transfer_reply::Result::NotFlushed(at)) => {
                 Ok(Err(TransferLeaderError::LogNotFlushed {
                     expected: req.last_log_id().copied(),
-                    actual: codec::log_id_maybe(at.actual.as_ref()).map_err(malformed)?,
+                    actual: log_id_maybe(at.actual.as_ref(), req.from_leader()).map_err(not_taken)?,
                 }))
             }
-            None => Err(malformed(Malformed::Missing("result"))),
+            None => Err(not_taken(Malformed::Missing("result"))),
         }
     }
 
@@ -318,6 +331,8 @@ impl Unanswered {
 struct Replies<'s> {
     network: &'s PeerNetwork,
     peer: Peer,
+    /// The vote under which its requests are sent.
+    ours: Vote,
     replies: tonic::Streaming<peer::AppendReply>,
     unanswered: Unanswered,
     limit: Duration,
@@ -339,19 +354,21 @@ impl<'s> Replies<'s> {
         let result = match reply {
             Ok(Ok(Some(reply))) => {
                 self.unanswered.answered();
-                network.check(reply.envelope.as_ref()).and_then(|()| {
+                let checked = network.check(reply.envelope.as_ref()).await;
+                checked.and_then(|()| {
                     network.factory.room.peer_said(network.target, reply.disk_low);
-                    append_result(reply).map_err(malformed)
+                    append_result(reply, &self.ours).map_err(not_taken)
                 })
             }
             Ok(Ok(None)) => return None,
             Ok(Err(status)) => {
-                Err(network.rpc_error(links.failed(network.lane, &network.address, peer, status), action))
+                let error = links.failed(network.lane, &network.address, peer, status);
+                Err(network.rpc_error(error, action).await)
             }
             Err(()) => {
                 links.forget(network.lane, &network.address, peer);
                 let error = PeerCallError::Timeout { address: network.address.clone(), limit: self.limit };
-                Err(network.rpc_error(error, action))
+                Err(network.rpc_error(error, action).await)
             }
         };
         self.over = result.is_err();
@@ -380,18 +397,86 @@ fn append_request(
     }
 }
 
-fn append_result(reply: peer::AppendReply) -> Result<StreamAppendResult<Types>, Malformed> {
+// Replies are believed no more than requests: a term far above the one under which we asked is refused, or it would be
+// taken over and be with the cluster for good.
+
+fn append_result(reply: peer::AppendReply, ours: &Vote) -> Result<StreamAppendResult<Types>, NotTaken> {
     Ok(match reply.result.ok_or(Malformed::Missing("result"))? {
-        peer::append_reply::Result::Matched(matched) => Ok(codec::log_id_maybe(matched.id.as_ref())?),
+        peer::append_reply::Result::Matched(matched) => Ok(log_id_maybe(matched.id.as_ref(), ours)?),
         peer::append_reply::Result::Conflict(at) => {
-            Err(StreamAppendError::Conflict(codec::log_id_back(&at)?))
+            let at = log_id_maybe(Some(&at), ours)?.ok_or(Malformed::Missing("conflict"))?;
+            Err(StreamAppendError::Conflict(at))
         }
         peer::append_reply::Result::HigherVote(vote) => {
-            Err(StreamAppendError::HigherVote(codec::vote_back(Some(&vote))?))
+            Err(StreamAppendError::HigherVote(vote_back(Some(&vote), ours)?))
         }
     })
 }
 
-fn malformed(error: Malformed) -> RPCError<Types> {
-    RPCError::Unreachable(Unreachable::new(&error))
+fn vote_response(reply: peer::VoteReply, ours: &Vote) -> Result<VoteResponse<Types>, NotTaken> {
+    let vote = vote_back(reply.vote.as_ref(), ours)?;
+    let last_log = log_id_maybe(reply.last_log.as_ref(), ours)?;
+    Ok(VoteResponse::new(vote, last_log, reply.granted))
+}
+
+fn vote_back(vote: Option<&peer::Vote>, ours: &Vote) -> Result<Vote, NotTaken> {
+    let vote = codec::vote_back(vote)?;
+    believable(vote.leader_id.term, ours.leader_id.term)?;
+    Ok(vote)
+}
+
+fn log_id_maybe(id: Option<&peer::LogId>, ours: &Vote) -> Result<Option<LogId>, NotTaken> {
+    let id = codec::log_id_maybe(id)?;
+    believable(id.map_or(0, |id| id.leader_id.term), ours.leader_id.term)?;
+    Ok(id)
+}
+
+fn not_taken(why: impl Into<NotTaken>) -> RPCError<Types> {
+    let why = why.into();
+    if matches!(why, NotTaken::AbsurdTerm { .. } | NotTaken::Malformed(Malformed::Absurd(_))) {
+        tracing::error!("a peer's reply was refused: {why}");
+    }
+    RPCError::Unreachable(Unreachable::new(&why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::types::LeaderId;
+
+    const ABSURD: u64 = 1 << 30;
+
+    fn asked() -> Vote {
+        Vote::new(7, 1)
+    }
+
+    #[test]
+    fn a_reply_with_an_absurd_term_is_refused_whatever_it_answers() {
+        let vote = |term| peer::Vote { term, node: 2, committed: false };
+        let log = |term| peer::LogId { term, node: 2, index: 3 };
+        let appended = |result| {
+            append_result(
+                peer::AppendReply { envelope: None, result: Some(result), disk_low: false },
+                &asked(),
+            )
+        };
+        use peer::append_reply::Result::{Conflict, HigherVote, Matched};
+        let matched = |term| Matched(peer::Matched { id: Some(log(term)) });
+        for absurd in [HigherVote(vote(ABSURD)), Conflict(log(ABSURD)), matched(ABSURD)] {
+            assert!(matches!(appended(absurd), Err(NotTaken::AbsurdTerm { theirs: ABSURD, ours: 7 })));
+        }
+        for good in [HigherVote(vote(9)), Conflict(log(7)), matched(7)] {
+            assert!(appended(good).is_ok());
+        }
+        let voted = |vote, last_log| {
+            vote_response(
+                peer::VoteReply { envelope: None, vote: Some(vote), granted: false, last_log },
+                &asked(),
+            )
+        };
+        assert!(matches!(voted(vote(ABSURD), None), Err(NotTaken::AbsurdTerm { .. })));
+        assert!(matches!(voted(vote(9), Some(log(ABSURD))), Err(NotTaken::AbsurdTerm { .. })));
+        let good = voted(vote(9), Some(log(8))).expect("terms rise by one an election");
+        assert_eq!(good.vote.leader_id, LeaderId { term: 9, node_id: 2 });
+    }
 }

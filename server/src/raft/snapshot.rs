@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::Types;
 use super::codec::{self, Malformed};
+use super::incoming::believable;
 use super::machine::Machine;
 use super::runtime::random_u64;
 use super::types::{LogId, Snapshot, SnapshotMeta, Vote};
@@ -213,10 +214,13 @@ pub async fn send(
     loop {
         let reply = within(&address, replies.message()).await?.map_err(status)?;
         let reply = reply.ok_or_else(|| status(tonic::Status::aborted("the transfer ended early")))?;
-        links.check(&address, target, reply.envelope.as_ref())?;
+        links.check(&address, target, reply.envelope.as_ref()).await?;
         if let Some(theirs) = &reply.vote {
-            return codec::vote_back(Some(theirs))
-                .map_err(|error| status(tonic::Status::data_loss(error.to_string())));
+            let theirs = codec::vote_back(Some(theirs));
+            let theirs = theirs.map_err(|error| status(tonic::Status::data_loss(error.to_string())))?;
+            let believed = believable(theirs.leader_id.term, vote.leader_id.term);
+            believed.map_err(|why| status(tonic::Status::failed_precondition(why.to_string())))?;
+            return Ok(theirs);
         }
         let next = next_to_send.get_or_insert(reply.next_chunk);
         while *next < snapshot.snapshot.chunks && *next < reply.next_chunk + CHUNKS_IN_FLIGHT {

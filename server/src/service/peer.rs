@@ -4,7 +4,7 @@
 //! that it promised to join makes it a member. A follower's relay ends here, on the leader: its streams are streams
 //! of this node's table like any other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -17,12 +17,13 @@ use raftlock_proto::peer::{self, Envelope, RelayFrame, forward_request::Method};
 use raftlock_proto::v1::SessionRequest;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::status::with_reason;
 use crate::edge::Local;
 use crate::founding::Founding;
-use crate::links::ClusterLinks;
+use crate::links::{ClusterLinks, STALE_STORAGE_METADATA};
 use crate::members::controller::Refused;
 use crate::outbox::{Dirty, Ending, Outbox};
 use crate::peers::{ClusterId, Refusal};
@@ -37,9 +38,6 @@ const REPLIES_QUEUED_MAX: usize = 64;
 
 /// Frames in one message of the relay.
 const FRAMES_A_MESSAGE: usize = 16;
-
-/// Senders whose refusal was logged; more than a cluster has nodes, and then the log stays silent.
-const ALARMED_MAX: usize = 64;
 
 /// What this node is once it belongs to a cluster.
 pub struct Membership {
@@ -59,18 +57,12 @@ struct Desk {
     founding: Arc<Founding>,
     store: Store,
     membership: OnceLock<Membership>,
-    alarmed: Mutex<BTreeSet<u64>>,
 }
 
 impl PeerService {
     /// Answers discovery only, until [`PeerService::joined`].
     pub fn new(founding: Arc<Founding>, store: Store) -> Self {
-        PeerService(Arc::new(Desk {
-            founding,
-            store,
-            membership: OnceLock::new(),
-            alarmed: Mutex::default(),
-        }))
+        PeerService(Arc::new(Desk { founding, store, membership: OnceLock::new() }))
     }
 
     /// From here on this node is a member.
@@ -79,61 +71,51 @@ impl PeerService {
     }
 }
 
-/// The name under which the highest boot counters seen are kept.
-pub const PEER_BOOTS: &str = "peer_boots";
-
-/// Reads the highest boot counters seen.
-pub fn boots_from_bytes(bytes: &[u8]) -> BTreeMap<u64, u64> {
-    let numbers = bytes.chunks_exact(8).map(|chunk| u64::from_be_bytes(chunk.try_into().expect("8 bytes")));
-    let numbers: Vec<u64> = numbers.collect();
-    numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()
-}
-
-fn boots_to_bytes(boots: &BTreeMap<u64, u64>) -> Bytes {
-    boots.iter().flat_map(|(sender, boot)| [sender.to_be_bytes(), boot.to_be_bytes()]).flatten().collect()
-}
-
 impl Desk {
     /// The membership that `envelope` is meant for.
     async fn member(&self, envelope: Option<&Envelope>) -> Result<&Membership, Status> {
-        let Some(member) = self.membership.get() else {
-            let cluster = envelope.and_then(|envelope| ClusterId::from_slice(&envelope.cluster_id));
-            if let (Some(cluster), Some(envelope)) = (cluster, envelope)
-                && envelope.target == self.founding.me().0
-            {
-                self.founding.contacted(cluster);
-            }
-            return Err(super::status::not_serving("not a member of a cluster yet"));
-        };
-        match member.links.guard.check_request(envelope) {
-            Ok(None) => {}
-            Ok(Some(boots)) => {
-                // A rare write: a peer has restarted. Before its first message is acted on, so that its older copy
-                // is known for what it is even after a restart of ours.
-                let kept = self.store.put_value(PEER_BOOTS, boots_to_bytes(&boots)).await;
-                kept.map_err(|error| Status::unavailable(error.to_string()))?;
-            }
-            Err(refusal) => return Err(self.refuse(envelope, &refusal)),
-        }
-        Ok(member)
+        let Some(member) = self.membership.get() else { return Err(self.not_a_member(envelope)) };
+        let guard = &member.links.guard;
+        let checked = guard.check_request(envelope).await;
+        checked.map(|()| member).map_err(|refusal| refused(&refusal, guard.told(&refusal).as_ref()))
     }
 
-    fn refuse(&self, envelope: Option<&Envelope>, refusal: &Refusal) -> Status {
-        let sender = envelope.map_or(0, |envelope| envelope.sender);
-        let mut alarmed = self.alarmed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if alarmed.len() < ALARMED_MAX && alarmed.insert(sender) {
-            tracing::error!(sender, "a peer's message was refused: {refusal}");
-        }
-        let (code, reason) = match refusal {
-            Refusal::NoEnvelope => (Code::InvalidArgument, "NO_ENVELOPE"),
-            Refusal::WrongCluster { .. } => (Code::PermissionDenied, "WRONG_CLUSTER"),
-            Refusal::WrongNode { .. } | Refusal::WrongSender { .. } => {
-                (Code::FailedPrecondition, "WRONG_NODE")
+    /// A Raft message before this node has a cluster: it may be the first one of the cluster that it promised to join.
+    fn not_a_member(&self, envelope: Option<&Envelope>) -> Status {
+        let me = self.founding.me().0;
+        match envelope {
+            // Its old self: the data directory was emptied, and this node never answers for the one it was.
+            Some(envelope) if envelope.target != me => {
+                let refusal = Refusal::WrongNode { meant: envelope.target, me };
+                return refused(&refusal, None);
             }
-            Refusal::StaleStorage { .. } => (Code::FailedPrecondition, "STALE_STORAGE"),
-        };
-        with_reason(code, reason, refusal.to_string(), None)
+            Some(envelope) => {
+                if let Some(cluster) = ClusterId::from_slice(&envelope.cluster_id) {
+                    self.founding.contacted(cluster);
+                }
+            }
+            None => {}
+        }
+        super::status::not_serving("not a member of a cluster yet")
     }
+}
+
+/// `told` goes to a sender whose data directory is stale, and makes it stop.
+fn refused(refusal: &Refusal, told: Option<&peer::StaleStorage>) -> Status {
+    let (code, reason) = match refusal {
+        Refusal::NoEnvelope => (Code::InvalidArgument, "NO_ENVELOPE"),
+        Refusal::WrongCluster { .. } => (Code::PermissionDenied, "WRONG_CLUSTER"),
+        Refusal::WrongNode { .. } | Refusal::WrongSender { .. } => (Code::FailedPrecondition, "WRONG_NODE"),
+        Refusal::RolledBack { .. } | Refusal::Cloned { .. } => (Code::FailedPrecondition, "STALE_STORAGE"),
+        Refusal::AbsurdBoot { .. } => (Code::FailedPrecondition, "ABSURD"),
+        Refusal::Store(error) => return super::status::not_serving(&error.to_string()),
+    };
+    let mut status = with_reason(code, reason, refusal.to_string(), None);
+    if let Some(told) = told {
+        let bytes = MetadataValue::from_bytes(&told.encode_to_vec());
+        status.metadata_mut().insert_bin(STALE_STORAGE_METADATA, bytes);
+    }
+    status
 }
 
 impl Membership {
@@ -376,7 +358,7 @@ impl Peer for PeerService {
         request: Request<peer::ForswearRequest>,
     ) -> Result<Response<peer::ForswearReply>, Status> {
         let request = request.into_inner();
-        let done = self.0.founding.forsworn_by_proposer(&request.cluster_id, request.proposer).await;
+        let done = self.0.founding.forsworn_by(&request.cluster_id, request.proposer).await;
         done.map_err(|error| super::status::not_serving(&error.to_string()))?;
         Ok(Response::new(peer::ForswearReply {}))
     }
