@@ -20,8 +20,8 @@ use raftlock_server::store::{Writer, simdisk};
 
 use crate::history::{History, Summary};
 
-const CLIENT_PORT: u16 = 50051;
-const PEER_PORT: u16 = 50052;
+pub(crate) const CLIENT_PORT: u16 = 50051;
+pub(crate) const PEER_PORT: u16 = 50052;
 
 /// What a run is to be like.
 #[derive(Clone, Copy, Debug)]
@@ -223,12 +223,12 @@ impl Trace {
     }
 }
 
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[derive(Debug)]
-struct SimNet;
+pub(crate) struct SimNet;
 
 impl Net for SimNet {
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Wire>> {
@@ -259,8 +259,8 @@ impl Listen for SimPort {
 }
 
 #[derive(Debug)]
-struct SimClock {
-    start: tokio::time::Instant,
+pub(crate) struct SimClock {
+    pub(crate) start: tokio::time::Instant,
 }
 
 impl Clock for SimClock {
@@ -275,7 +275,7 @@ impl Clock for SimClock {
 
 /// Brings tokio's counter of task ids to a multiple of 64: the ids choose the order in which a crashed host's tasks are
 /// dropped, and that orders what its peers see.
-fn align_task_ids() {
+pub(crate) fn align_task_ids() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         loop {
