@@ -527,6 +527,9 @@ mod tests {
         let address = before.address();
         before.end().await;
         let wiped = Founder::start("b", 22, &address).await.asked();
+        // At once, not when the proposal is given up for its age.
+        let round = maker.desk.ask_for_promises(&proposal, &links()).await;
+        assert!(matches!(round, Round::Hopeless(_)));
         maker.search(&[&maker, &wiped], 2, |desk| desk.cluster().is_some()).await;
         assert_eq!(maker.desk.hello(Vec::new()).forsworn, [proposal.cluster_id]);
         let cluster = maker.desk.cluster().expect("founded");
