@@ -1,9 +1,12 @@
 //! Three nodes in one process: any node answers, nothing acknowledged is lost, a follower that is far behind is
 //! caught up by a snapshot.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use raftlock_proto::v1::*;
+use raftlock_server::clock::{Clock, SystemClock};
+use raftlock_server::node::Seams;
 use raftlock_tests::cluster::{PATIENCE, TestCluster, eventually};
 use tonic::Code;
 
@@ -147,5 +150,80 @@ async fn a_leader_cut_off_from_the_others_grants_nothing() {
     })
     .await;
     assert_eq!((held.holder.as_str(), held.fencing_token), ("majority", granted.fencing_token));
+    cluster.end().await;
+}
+
+#[tokio::test]
+async fn a_node_that_is_up_alone_serves_nothing_not_even_reads() {
+    let mut cluster = TestCluster::start(3).await;
+    let granted = cluster.client(0).await.lock(lock("k", "a")).await.expect("granted").into_inner();
+    assert!(granted.success);
+    // The leader too: it comes back with the highest log and vote there is.
+    let alone = cluster.leader().await;
+    for at in 0..3 {
+        cluster.kill(at).await;
+    }
+    cluster.restart(alone).await;
+    let mut client = cluster.client(alone).await;
+    let watched = tokio::time::Instant::now();
+    // Three of the longest election timeouts, and a little.
+    while watched.elapsed() < Duration::from_secs(2) {
+        let read = client.get_lock(GetLockRequest { resource_id: "k".into() }).await;
+        assert_eq!(read.expect_err("no quorum").code(), Code::Unavailable);
+        let list = client.list_locks(ListLocksRequest::default()).await;
+        assert_eq!(list.expect_err("no quorum").code(), Code::Unavailable);
+        let write = client.lock(lock("k2", "a")).await;
+        assert_eq!(write.expect_err("no quorum").code(), Code::Unavailable);
+        let status = cluster.status(alone);
+        assert!(!status.ready && status.leader_name.is_empty(), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // And with a second one everything is there.
+    cluster.restart((alone + 1) % 3).await;
+    let token = eventually("two serve", async || {
+        let view = client.get_lock(GetLockRequest { resource_id: "k".into() }).await.ok()?.into_inner();
+        Some(view.holders.first()?.fencing_token)
+    });
+    assert_eq!(token.await, granted.fencing_token);
+    cluster.end().await;
+}
+
+/// A machine whose clock runs away.
+#[derive(Debug)]
+struct DoubleTime(Arc<dyn Clock>);
+
+impl Clock for DoubleTime {
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic() * 2
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        self.0.unix_seconds()
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_runs_away_is_seen_by_the_others() {
+    let wrong = |at, seams: Seams| match at {
+        0 => Seams { clock: Arc::new(DoubleTime(SystemClock::shared())), ..seams },
+        _ => seams,
+    };
+    let cluster = TestCluster::start_on(3, |_| {}, wrong).await;
+    let leader = cluster.leader().await;
+    assert!(cluster.client(leader).await.lock(lock("k", "a")).await.expect("granted").into_inner().success);
+    // Time matters now that a session lives. If the wrong clock leads, the others see cluster time run ahead; if it
+    // follows, it sees cluster time lag, and the others see nothing wrong. They look again every few seconds, so that a
+    // busy machine, on which time does lag, only makes it later.
+    eventually("all have compared, and said so", async || {
+        let leads = |at| cluster.status(at).node.is_some_and(|node| node.role == "leader");
+        let wrong_leads = leads(0);
+        let expected = |at| match (at == 0, wrong_leads) {
+            (true, true) | (false, false) => "steady",
+            (true, false) => "slow",
+            (false, true) => "fast",
+        };
+        (0..3).all(|at| cluster.status(at).cluster_clock == expected(at)).then_some(())
+    })
+    .await;
     cluster.end().await;
 }
