@@ -71,10 +71,10 @@ async fn a_low_disk_refuses_what_is_new_and_serves_what_is_held() {
     assert!(status.disk_low && status.ready, "{status:?}");
     assert_eq!(status.disk_free_bytes, 20 << 20);
     // On a session stream alike: an acquire of a session that lives, and the open of a new one.
-    let error = sdk.lock("new").wait(Duration::from_secs(5)).await.err().expect("refused");
+    let error = sdk.lock("new").wait(Duration::from_secs(5)).await.expect_err("refused");
     assert!(format!("{error:?}").contains("DISK_LOW"), "{error:?}");
     let other = Client::connect(&cluster.endpoints()).await.expect("connecting opens no session");
-    let error = other.lock("new").wait(Duration::from_secs(5)).await.err().expect("refused");
+    let error = other.lock("new").wait(Duration::from_secs(5)).await.expect_err("refused");
     assert!(format!("{error:?}").contains("DISK_LOW"), "{error:?}");
     eventually("the ballast makes room", async || (!ballast.exists()).then_some(())).await;
 
