@@ -69,7 +69,7 @@ impl LocalCluster {
     /// Stops all nodes in order.
     pub async fn stop(self) {
         for node in self.nodes {
-            node.stop().await;
+            node.shutdown().await;
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Config {
     /// Where the node keeps its log, vote and snapshots: a local disk, used by nobody else. It holds the node's
     /// identity; never copy it, never restore an old copy.
     pub data_dir: PathBuf,
+    /// Whether there is a port for clients at all. A node inside an application serves its own process without one.
+    pub public_port: bool,
     /// The address for clients. There is no authentication: bind what only your services reach.
     pub listen: String,
     /// How clients reach this node, if not as `listen` says.
@@ -84,6 +86,7 @@ impl Config {
         Config {
             node_name: node_name.into(),
             data_dir: data_dir.into(),
+            public_port: true,
             listen: format!("127.0.0.1:{CLIENT_PORT}"),
             advertise: None,
             peer_listen: format!("127.0.0.1:{PEER_PORT}"),
@@ -176,7 +179,7 @@ impl Config {
 }
 
 /// The port of `HOST:PORT`.
-fn port_of(address: &str) -> Option<u16> {
+pub(crate) fn port_of(address: &str) -> Option<u16> {
     let (host, port) = address.rsplit_once(':')?;
     if host.is_empty() { None } else { port.parse().ok() }
 }

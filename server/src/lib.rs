@@ -25,7 +25,8 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | [`node`] | one node from start to stop; wires the rest (`life`, `disk`, `ports`) |
+//! | [`node`] | one node from start to stop; wires the rest (`life`, `disk`, `ports`; `inside`, `apart` for a node inside an application) |
+//! | `builder` | how an application starts a node of its own |
 //! | [`config`] | what a node is told, defaults, bounds |
 //! | `founding` | how new nodes become one cluster, and never two |
 //! | `edge`, `relay`, `outbox` | clients' connections, and the way from there to the leader |
@@ -34,6 +35,7 @@
 //! | `streams` | who waits for what on the leader |
 //! | `raft/` | consensus; the only folder that names openraft |
 //! | [`store`] | log, vote and snapshots in SQLite; the only folder that names rusqlite |
+//! | [`members`] | who belongs to the cluster, and what changes there |
 //! | `peers`, `links` | whose word is taken, and the connections to them |
 //! | [`members`] | who belongs to the cluster, who is there, who votes; joining and leaving |
 //! | `room` | a disk with too little room: what is refused, and who should lead |
@@ -43,6 +45,10 @@
 //!
 //! Arrows go one way: `node -> everything`; `service -> proposer, streams, raft`; `proposer -> raft, clock`;
 //! `raft -> lock-table, store, streams`; `store` names nothing of ours. `tests/tidy.rs` holds the walls.
+//!
+//! # Inside an application
+//!
+//! [`Node::builder`] starts a node in a process of yours, and [`Node::client`] is the SDK's client on it.
 //!
 //! # What must hold
 //!
@@ -64,10 +70,13 @@
 
 #![warn(missing_docs)]
 
+mod builder;
 pub mod clock;
 pub mod config;
 mod edge;
 mod founding;
+#[doc(hidden)]
+pub mod host;
 mod links;
 pub mod members;
 pub mod net;
@@ -82,6 +91,9 @@ mod room;
 mod service;
 pub mod store;
 mod streams;
+
+pub use builder::NodeBuilder;
+pub use node::{Node, NodeError};
 
 #[doc(hidden)]
 pub use raft::seed_thread_rng;

@@ -37,7 +37,7 @@ async fn lived(dir: &std::path::Path) {
         (node.status().snapshot_index > 0).then_some(())
     })
     .await;
-    node.stop().await;
+    node.shutdown().await;
 }
 
 fn count(file: &std::path::Path, sql: &str) -> i64 {
@@ -86,10 +86,10 @@ async fn a_restarted_node_has_its_locks_and_its_identity() {
     let status = node.status();
     assert!(status.locks > 0, "{status:?}");
     let id = status.node.expect("itself").id;
-    node.stop().await;
+    node.shutdown().await;
     let node = Node::start(config(dir.path()), Seams::default()).await.expect("it starts");
     assert_eq!(node.status().node.expect("itself").id, id);
-    node.stop().await;
+    node.shutdown().await;
 }
 
 /// Changes the newest batch of a stopped node's log that `change` wants to change, and makes the row's checksum fit.

@@ -84,7 +84,7 @@ impl TestCluster {
 
     /// Stops a node in order.
     pub async fn stop(&mut self, at: usize) {
-        self.nodes[at].take().expect("the node is up").stop().await;
+        self.nodes[at].take().expect("the node is up").shutdown().await;
     }
 
     /// Waits until every node that is up serves.
@@ -149,7 +149,7 @@ impl TestCluster {
     /// Stops every node that is up.
     pub async fn end(mut self) {
         for node in self.nodes.iter_mut().filter_map(Option::take) {
-            node.stop().await;
+            node.shutdown().await;
         }
     }
 }

@@ -339,6 +339,7 @@ async fn serve(host: &'static str, config: Config, nodes: Nodes, delay: Option<D
         clock: Arc::new(SimClock { start: tokio::time::Instant::now() }),
         vfs: Some(simdisk::VFS.to_owned()),
         writer: Writer::Inline,
+        ..Seams::default()
     };
     let node = Arc::new(Node::start(config, seams).await?);
     lock(&nodes).insert(host, node.clone());

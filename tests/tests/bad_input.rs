@@ -528,7 +528,7 @@ async fn row_38_a_node_that_has_no_cluster_yet_is_not_serving() {
     let status = client.lock(good("k")).await.expect_err("no cluster");
     assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NOT_SERVING"));
     assert!(!node.status().ready);
-    node.stop().await;
+    node.shutdown().await;
     cluster.end().await;
 }
 

@@ -11,7 +11,7 @@ use raftlock_proto::v1::admin_client::AdminClient;
 use raftlock_proto::v1::change_members_request::Change;
 use raftlock_proto::v1::{ChangeMembersRequest, ReplaceMember};
 use raftlock_server::config::Config;
-use raftlock_server::members::Liveness;
+use raftlock_server::members::{Liveness, MemberView};
 use raftlock_server::node::{Node, NodeError, Seams};
 use raftlock_tests::cluster::eventually;
 use raftlock_tests::history::History;
@@ -119,7 +119,7 @@ impl Life {
 
     async fn end(mut self) {
         for node in self.nodes.iter_mut().filter_map(Option::take) {
-            node.stop().await;
+            node.shutdown().await;
         }
         self.dir.close().expect("the folder can be removed");
     }
@@ -229,7 +229,7 @@ async fn a_cluster_grows_and_shrinks_under_load() {
     life.change(asked, Change::Remove(format!("n{}", follower + 1))).await.expect("done");
     let why = life.node(follower).failed().await;
     assert!(matches!(why, NodeError::Removed), "{why}");
-    life.take(follower).stop().await;
+    life.take(follower).shutdown().await;
     let left: Vec<usize> = (0..5).filter(|at| *at != leader && *at != follower).collect();
     life.settled(&left, &[]).await;
     load.goes_on().await;
@@ -290,15 +290,13 @@ async fn a_dead_member_shows_on_every_other_and_can_be_replaced() {
     let learner: usize = learners.iter().next().expect("one learns")[1..].parse::<usize>().expect("n4") - 1;
     let leader = life.leader().await;
     let dead = (0..4).find(|at| *at != leader && *at != learner).expect("another voter");
-    let watchers: Vec<_> = (0..4).filter(|at| *at != dead).map(|at| (at, life.node(at).members())).collect();
     let name = format!("n{}", dead + 1);
     let begun = Instant::now();
     life.take(dead).abandon().await;
-    for (at, mut members) in watchers {
-        let seen = members.wait_for(|members| {
-            members.iter().any(|member| member.name == name && member.liveness == Liveness::Dead)
-        });
-        tokio::time::timeout(Duration::from_secs(30), seen).await.expect("in time").expect("the node lives");
+    for at in (0..4).filter(|at| *at != dead) {
+        let is_dead = |member: &MemberView| member.name == name && member.liveness == Liveness::Dead;
+        eventually("it is seen dead", async || life.node(at).members().iter().any(is_dead).then_some(()))
+            .await;
         println!("n{} saw it dead after {:?}", at + 1, begun.elapsed());
     }
     let took = begun.elapsed();
@@ -367,7 +365,7 @@ async fn the_only_voter_leaves_to_a_learner_and_the_last_member_just_stops() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_that_stays_dead_gives_its_place_to_a_learner_if_the_operator_said_so() {
     let mut life = Life::begin(3, 4).await;
-    life.take(0).stop().await;
+    life.take(0).shutdown().await;
     for at in 0..4 {
         life.configs[at].remove_dead_after = Some(Duration::from_secs(10));
         life.start(at).await;
@@ -385,7 +383,7 @@ async fn a_voter_that_stays_dead_gives_its_place_to_a_learner_if_the_operator_sa
     life.start(dead).await;
     let why = life.node(dead).failed().await;
     assert!(matches!(why, NodeError::Removed), "{why}");
-    life.take(dead).stop().await;
+    life.take(dead).shutdown().await;
     life.end().await;
 }
 

@@ -217,7 +217,7 @@ async fn a_node_on_a_rolled_back_disk_stops_and_says_what_to_do() {
     let failed = tokio::time::timeout(PATIENCE, node.failed()).await.expect("it is told");
     let NodeError::StaleStorage(why) = &failed else { panic!("{failed}") };
     assert!(why.contains("rolled back") && why.contains("Empty it and let the node join anew"), "{why}");
-    node.stop().await;
+    node.shutdown().await;
 
     let again = raftlock_server::node::Node::start(cluster.configs[at].clone(), Default::default()).await;
     assert!(matches!(again.err(), Some(NodeError::StaleStorage(_))), "a start more does not help");
@@ -249,7 +249,7 @@ async fn the_second_of_two_clones_stops() {
     let failed = tokio::time::timeout(PATIENCE, second.failed()).await.expect("it is told");
     let NodeError::StaleStorage(why) = &failed else { panic!("{failed}") };
     assert!(why.contains("copied, and runs twice"), "{why}");
-    second.stop().await;
+    second.shutdown().await;
     eventually("the first goes on", async || cluster.client(at).await.lock(lock("k")).await.ok()).await;
     cluster.end().await;
 }
@@ -283,6 +283,6 @@ async fn row_53_a_node_of_another_cluster_name_is_not_promised_anything() {
         reply.granted.then_some(reply)
     });
     assert_eq!(granted.await.me, me.id);
-    node.stop().await;
+    node.shutdown().await;
     cluster.end().await;
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use raftlock_server::config::Config;
+use raftlock_server::host::host_name;
 use raftlock_server::node::{Node, NodeError, Seams};
 use raftlock_server::store::StoreError;
 use serde::Deserialize;
@@ -224,18 +225,6 @@ fn behind_wildcard(listen: &str, host: &str) -> Option<String> {
     (wildcard && port != "0").then(|| format!("{host}:{port}"))
 }
 
-fn host_name() -> String {
-    // A host's name has at most 64 bytes on Linux and 255 elsewhere.
-    let mut name = [0u8; 256];
-    // SAFETY: the pointer and the length describe `name`, which outlives the call.
-    let failed = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len()) };
-    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-    match std::str::from_utf8(&name[..end]) {
-        Ok(name) if failed == 0 && !name.is_empty() => name.to_owned(),
-        _ => "localhost".to_owned(),
-    }
-}
-
 async fn serve(config: Config) -> Result<(), Failure> {
     // Before anything else, so that a signal during a long start is not lost.
     let mut stops = Stops::listen()?;
@@ -246,16 +235,16 @@ async fn serve(config: Config) -> Result<(), Failure> {
     tokio::select! {
         () = stops.next() => {
             tracing::info!("asked to stop");
-            within_limit(node.stop(), STOP_LIMIT, &mut stops).await
+            within_limit(node.shutdown(), STOP_LIMIT, &mut stops).await
         }
         error = node.failed() => {
             if matches!(error, NodeError::Removed) {
                 // As somebody wanted; it has said so in the log, and says so again when it is started again.
-                return within_limit(node.stop(), STOP_LIMIT, &mut stops).await;
+                return within_limit(node.shutdown(), STOP_LIMIT, &mut stops).await;
             }
             let failure = cannot_go_on(&error);
             // Whether or not the rest stops in order: why it stopped is what counts.
-            let _ = within_limit(node.stop(), FAILED_LIMIT, &mut stops).await;
+            let _ = within_limit(node.shutdown(), FAILED_LIMIT, &mut stops).await;
             Err(failure)
         }
     }
@@ -309,7 +298,9 @@ fn cannot_go_on(error: &NodeError) -> Failure {
         | NodeError::Listen { .. }
         | NodeError::Raft(_)
         | NodeError::NotRemoved
-        | NodeError::Removed => Failure::Other(text),
+        | NodeError::Removed
+        | NodeError::System(_)
+        | NodeError::Panicked(_) => Failure::Other(text),
     }
 }
 

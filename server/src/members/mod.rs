@@ -3,6 +3,7 @@
 //! ```text
 //! contacts    every node asks every other one whether it is there: alive, suspect, dead
 //! roster      what is known of all members, for `status` and for applications that embed a node
+//! events      what changed between two looks
 //! plan        which change of the membership is due, as a function of what is known
 //! controller  on the leader: makes the changes, one at a time, the operator's and those that are due
 //! join        how a new node gets in
@@ -14,11 +15,14 @@
 
 pub(crate) mod contacts;
 pub(crate) mod controller;
+mod events;
 pub(crate) mod join;
 pub(crate) mod plan;
 pub(crate) mod roster;
 
 use std::time::Duration;
+
+pub use events::{MemberEvent, MemberEvents};
 
 /// One member, as the node that is asked sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -24,8 +24,10 @@ impl Node {
     /// # Errors
     /// The cluster did not let it go within 15 s: it may still be a member, and has stopped like one.
     pub async fn leave(self) -> Result<(), NodeError> {
+        // Its own locks pass on first, while it can still say so.
+        self.inside.close().await;
         let left = tokio::time::timeout(LEAVE_LIMIT, self.be_removed()).await;
-        self.stop().await;
+        self.shutdown().await;
         left.unwrap_or(Err(NodeError::NotRemoved))
     }
 

@@ -4,18 +4,24 @@
 //! them is said at once. Finding the cluster and electing a leader go on behind; until then calls are answered
 //! UNAVAILABLE.
 //!
-//! Stop, in order: the leader hands over; clients are told to go elsewhere and given a moment; ports close; Raft
-//! stops; the store checkpoints and closes. Nothing here ends the process: a node that cannot go on says why through
-//! [`Node::failed`].
+//! Stop, in order: the client of this process is closed, and its locks are free; the leader hands over; other clients
+//! are told to go elsewhere and given a moment; ports close; Raft stops; the store checkpoints and closes. Nothing here
+//! ends the process: a node that cannot go on says why through [`Node::failed`].
 
+mod apart;
 mod disk;
+mod inside;
 mod leave;
 mod life;
 mod ports;
 
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use raftlock::Client;
 use raftlock_proto::v1::StatusResponse;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -25,8 +31,8 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, ConfigError};
 use crate::edge::Edge;
 use crate::founding::Founding;
-use crate::members::MemberView;
 use crate::members::roster::Roster;
+use crate::members::{MemberEvents, MemberView};
 use crate::net::{Net, TcpNet};
 use crate::pace::PaceReport;
 use crate::proposer::Proposer;
@@ -35,7 +41,9 @@ use crate::room::DiskRoom;
 use crate::service::admin::AdminService;
 use crate::service::peer::PeerService;
 use crate::store::{DiskSpace, FreeSpace, Store, StoreError, Writer};
+use apart::Apart;
 use disk::{REMOVED, STALE, next_boot, open_store};
+use inside::Inside;
 use life::Life;
 use ports::{advertised, listen, serve_peers, serve_public};
 
@@ -125,15 +133,24 @@ pub enum NodeError {
          directory and start it with --seeds naming a member"
     )]
     Removed,
+    /// The operating system refuses a thread or what else a node inside an application needs.
+    #[error("the operating system refuses what a node needs: {0}")]
+    System(#[source] Arc<std::io::Error>),
+    /// A part of the node panicked, which is a defect. Only where panics unwind; else the process ends with them.
+    #[error("a part of the node panicked: {0}")]
+    Panicked(String),
 }
 
 /// A running node.
+///
+/// Inside an application it begins with [`Node::builder`], and runs on threads of its own. It never ends the process:
+/// when it cannot go on, [`Node::failed`] says why, and the guards of its [client](Node::client) are lost. End it with
+/// [`Node::shutdown`]; dropped, it ends as in a crash, and its locks are free when their TTL is over.
 pub struct Node {
     addresses: Addresses,
     admin: AdminService,
     edge: Arc<Edge>,
     raft: Arc<OnceLock<RaftHandle>>,
-    roster: Roster,
     proposer: Proposer,
     store: Store,
     failed: watch::Receiver<Option<NodeError>>,
@@ -141,6 +158,10 @@ pub struct Node {
     ports: CancellationToken,
     tasks: JoinSet<()>,
     election_max: Duration,
+    inside: Arc<Inside>,
+    members: watch::Receiver<Vec<MemberView>>,
+    /// Last, because it ends what runs on it.
+    apart: Option<Apart>,
 }
 
 #[derive(Clone, Debug)]
@@ -157,10 +178,16 @@ impl Node {
     pub async fn start(config: Config, seams: Seams) -> Result<Node, NodeError> {
         config.validate()?;
         let store = open_store(&config, &seams).await?;
-        let client_port = listen(&*seams.net, &config.listen).await?;
+        let client_port = match config.public_port {
+            true => Some(listen(&*seams.net, &config.listen).await?),
+            false => None,
+        };
         let peer_port = listen(&*seams.net, &config.peer_listen).await?;
+        let advertise = config.advertise.as_deref();
+        let client_address =
+            client_port.as_ref().map(|port| advertised(advertise, &port.address(), &config.node_name));
         let addresses = Addresses {
-            client: advertised(config.advertise.as_deref(), &client_port.address(), &config.node_name),
+            client: client_address.unwrap_or_default(),
             peer: advertised(config.peer_advertise.as_deref(), &peer_port.address(), &config.node_name),
         };
         if store.value(REMOVED).is_some() {
@@ -178,7 +205,7 @@ impl Node {
         let founding = Founding::open(config.cluster_name.clone(), (id, member), store.clone());
         let founding = founding.map_err(|_| NodeError::Identity { what: "promise" })?;
         tracing::info!(
-            node = config.node_name, id, boot = boot.count, listen = client_port.address(), peers = peer_port.address(),
+            node = config.node_name, id, boot = boot.count, listen = addresses.client, peers = peer_port.address(),
             data = %config.data_dir.display(), "node starts"
         );
 
@@ -199,8 +226,12 @@ impl Node {
         let peers = PeerService::new(founding.clone(), store.clone());
         let (stop, ports) = (CancellationToken::new(), CancellationToken::new());
         let (fail, failed) = watch::channel(None);
+        let members = roster.views();
+        let (inside, inside_port) = Inside::new(&config.node_name, &addresses.peer, config.default_ttl);
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_public(edge.clone(), admin.clone(), config.reflection, client_port, ports.clone()));
+        for port in [Some(inside_port), client_port].into_iter().flatten() {
+            tasks.spawn(serve_public(edge.clone(), admin.clone(), config.reflection, port, ports.clone()));
+        }
         tasks.spawn(serve_peers(peers.clone(), peer_port, ports.clone()));
         let life = Life {
             identity: (id, boot),
@@ -208,7 +239,7 @@ impl Node {
             founding,
             edge: edge.clone(),
             proposer: proposer.clone(),
-            roster: roster.clone(),
+            roster,
             room,
             pace,
             raft: raft.clone(),
@@ -217,29 +248,61 @@ impl Node {
             seams,
             stop: stop.clone(),
         };
+        let at_the_end = (edge.clone(), inside.clone());
         tasks.spawn(async move {
-            if let Err(error) = life.run().await {
+            let lived = AssertUnwindSafe(life.run()).catch_unwind().await;
+            let lived = lived.unwrap_or_else(|panic| Err(NodeError::Panicked(panic_text(&*panic))));
+            if let Err(error) = lived {
+                let (edge, inside) = at_the_end;
+                edge.stop();
+                // The reason comes first, so that whoever finds the client closed finds it.
                 fail.send_replace(Some(error));
+                inside.close().await;
             }
         });
-        let election_max = config.election_max;
         Ok(Node {
             addresses,
             admin,
             edge,
             raft,
-            roster,
             proposer,
             store,
             failed,
             stop,
             ports,
             tasks,
-            election_max,
+            election_max: config.election_max,
+            inside,
+            members,
+            apart: None,
         })
     }
 
-    /// Where clients reach it.
+    /// The SDK's client, connected to this node without a socket: the node takes its calls to the leader over the peer
+    /// port. It is the same one at every call, so closing it closes it for all; [`Node::shutdown`] does so anyway.
+    /// The owner that others see is the node's name.
+    ///
+    /// A guard of it is lost when the node cannot renew it in time, as with any client, and at once when the node
+    /// fails.
+    ///
+    /// # Panics
+    /// If the operating system refuses a thread, on a node of [`Node::start`]. One of [`Node::builder`] has its client
+    /// from the start.
+    pub fn client(&self) -> Client {
+        self.inside.client().expect("the operating system starts a thread")
+    }
+
+    /// The members of the cluster as this node sees them, by id. Empty until it belongs to one.
+    pub fn members(&self) -> Vec<MemberView> {
+        self.members.borrow().clone()
+    }
+
+    /// What changes among the members, beginning with one `Joined` for each that is there. Ends with the node.
+    pub fn member_events(&self) -> MemberEvents {
+        MemberEvents::new(self.members.clone())
+    }
+
+    /// Where clients reach it; empty if it has no public port.
     pub fn client_address(&self) -> &str {
         &self.addresses.client
     }
@@ -256,8 +319,18 @@ impl Node {
 
     /// Waits until calls get somewhere: a leader is known and reachable. Cancel safe.
     pub async fn ready(&self) {
+        self.until_ready().await;
+    }
+
+    /// The same, to be awaited without the node. Never resolves if the node ends first.
+    pub(crate) fn until_ready(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut route = self.edge.watch_route();
-        let _ = route.wait_for(|route| !matches!(route, crate::edge::Route::Nowhere(_))).await;
+        async move {
+            let ready = route.wait_for(|route| !matches!(route, crate::edge::Route::Nowhere(_)));
+            if ready.await.is_err() {
+                std::future::pending().await
+            }
+        }
     }
 
     /// Resolves with the reason when this node cannot go on. Cancel safe.
@@ -265,15 +338,18 @@ impl Node {
         first_some(&mut self.failed.clone()).await
     }
 
-    /// All members of the cluster as this node sees them, and changes of that. Empty before it belongs to one.
-    pub fn members(&self) -> watch::Receiver<Vec<MemberView>> {
-        self.roster.views()
-    }
-
-    /// Stops in order: see the top of the file. A node that failed closes nothing that could write.
-    pub async fn stop(mut self) {
+    /// Stops in order: see the top of the file. The locks of this node's [client](Node::client) pass on at once; its
+    /// guards are lost first. A node that failed closes nothing that could write.
+    ///
+    /// Takes at most the 5 s of [`Client::close`], one election timeout, 3 s for other clients to leave, and 1 s for
+    /// the rest, on a disk that answers.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the node as a crash would.
+    pub async fn shutdown(mut self) {
         let broken = self.failed.borrow().as_ref().is_some_and(|error| !matches!(error, NodeError::Removed));
         if self.failed.borrow().is_none() {
+            self.inside.close().await;
             if let Some(raft) = self.raft.get() {
                 // What is on its way is settled first. Without a quorum it is not, and the office ends anyway.
                 let _ = tokio::time::timeout(self.election_max, self.proposer.pause()).await;
@@ -321,7 +397,7 @@ impl Node {
 }
 
 /// Waits for a value; for ever, if whoever could give one is gone.
-async fn first_some<T: Clone>(watched: &mut watch::Receiver<Option<T>>) -> T {
+pub(crate) async fn first_some<T: Clone>(watched: &mut watch::Receiver<Option<T>>) -> T {
     loop {
         let now = watched.borrow_and_update().clone();
         match now {
@@ -330,4 +406,10 @@ async fn first_some<T: Clone>(watched: &mut watch::Receiver<Option<T>>) -> T {
             None => {}
         }
     }
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no words".to_owned())
 }

@@ -86,7 +86,7 @@ async fn play(args: Args, folder: &Path) -> Result<(), Failure> {
         worked.map_err(|error| Failure::Other(format!("a worker failed: {error}")))??;
     }
     for node in nodes {
-        node.stop().await;
+        node.shutdown().await;
     }
     let holds = std::mem::take(&mut *stage.holds.lock().expect("nobody panics while adding a hold"));
     report(&holds)
