@@ -41,6 +41,7 @@
 //! | `room` | a disk with too little room: what is refused, and who should lead |
 //! | `pace` | whether cluster time keeps pace with this node's clock |
 //! | [`net`] | the one way to open and accept connections |
+//! | [`testing`] | a cluster for the tests of those who use RaftLock, and for our own |
 //! | `cli/` | the commands of the binary, one file each |
 //!
 //! Arrows go one way: `node -> everything`; `service -> proposer, streams, raft`; `proposer -> raft, clock`;
@@ -49,6 +50,7 @@
 //! # Inside an application
 //!
 //! [`Node::builder`] starts a node in a process of yours, and [`Node::client`] is the SDK's client on it.
+//! [`testing::Cluster`] is a whole cluster for a test.
 //!
 //! # What must hold
 //!
@@ -91,6 +93,7 @@ mod room;
 mod service;
 pub mod store;
 mod streams;
+pub mod testing;
 
 pub use builder::NodeBuilder;
 pub use node::{Node, NodeError};

@@ -1,7 +1,7 @@
 //! What the tests of the whole product share.
 //!
-//! - [`cluster`]: nodes in one process, on real ports; kill, restart, cut and heal.
-//! - [`wires`]: the links between them.
+//! - [`cluster`]: nodes in one process, on real ports; kill, restart, cut and heal. It is the kit that users have, in
+//!   `raftlock_server::testing`.
 //! - [`world`]: all of it in one thread, on simulated time, network and disks.
 //! - [`founders`]: new nodes that found a cluster in that world, while everything goes wrong.
 //! - [`history`]: who believed to hold what, when, and under which token; and the checks that no run may fail.
@@ -11,5 +11,6 @@
 pub mod cluster;
 pub mod founders;
 pub mod history;
-pub mod wires;
 pub mod world;
+
+pub use raftlock_server::testing::wires;

@@ -1,4 +1,4 @@
-//! TCP whose links a test can cut, mute and count, one direction at a time.
+//! Addresses that stay free, and TCP whose links a test can cut, mute and count, one direction at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,25 +6,45 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
-use raftlock_server::net::{BoxFuture, Listen, Net, TcpNet, Wire};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpSocket;
 use tokio::sync::watch;
 
-/// Addresses that were free a moment ago, all of them at once.
+use crate::net::{BoxFuture, Listen, Net, TcpNet, Wire};
+
+/// Addresses on this machine that nobody else uses.
+///
+/// On Linux they stay so while this lives, also while a node is down: each is bound by a socket that does not listen,
+/// so that dials are refused, the system gives the port to nobody, and a node may listen there all the same.
+/// Elsewhere they were free a moment ago.
+#[derive(Debug)]
 pub struct FreePorts {
     /// `host:port` each.
     pub addresses: Vec<String>,
-    _held: Vec<std::net::TcpListener>,
+    _held: Vec<TcpSocket>,
 }
 
 impl FreePorts {
     /// Finds `count` of them.
+    ///
+    /// # Panics
+    /// If there are not so many.
     pub fn take(count: usize) -> FreePorts {
-        let held: Vec<std::net::TcpListener> =
-            (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
+        let mut held: Vec<TcpSocket> = (0..count).map(|_| bound().expect("a free port")).collect();
         let addresses = held.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
+        if !cfg!(target_os = "linux") {
+            held.clear();
+        }
         FreePorts { addresses, _held: held }
     }
+}
+
+fn bound() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    // As every listener of ours: it is what lets two sockets have one address while only one listens.
+    socket.set_reuseaddr(true)?;
+    socket.bind(([127, 0, 0, 1], 0).into())?;
+    Ok(socket)
 }
 
 /// A link or a direction: two peer addresses.
@@ -232,5 +252,23 @@ impl AsyncWrite for TroubledWire {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.wire).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_taken_address_refuses_dials_and_can_be_listened_on_again_and_again() {
+        let ports = FreePorts::take(1);
+        let address = ports.addresses[0].as_str();
+        for _ in 0..2 {
+            let refused = TcpNet.dial(address).await.err().expect("nobody listens");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+            let _port = TcpNet.listen(address).await.expect("it is ours");
+            TcpNet.dial(address).await.expect("somebody listens");
+        }
     }
 }
