@@ -26,7 +26,7 @@
 //! | file | what it is for |
 //! |---|---|
 //! | [`node`] | one node from start to stop; wires the rest (`life`, `disk`, `ports`; `inside`, `apart` for a node inside an application) |
-//! | `builder` | how an application starts a node of its own |
+//! | `builder`, `coordinator` | how an application starts a node of its own; locks by name on it |
 //! | [`config`] | what a node is told, defaults, bounds |
 //! | `founding` | how new nodes become one cluster, and never two |
 //! | `edge`, `relay`, `outbox` | clients' connections, and the way from there to the leader |
@@ -49,8 +49,8 @@
 //!
 //! # Inside an application
 //!
-//! [`Node::builder`] starts a node in a process of yours, and [`Node::client`] is the SDK's client on it.
-//! [`testing::Cluster`] is a whole cluster for a test.
+//! [`Node::builder`] starts a node in a process of yours, [`Node::client`] is the SDK's client on it, and
+//! [`Coordinator`] has locks by name. [`testing::Cluster`] is a whole cluster for a test.
 //!
 //! # What must hold
 //!
@@ -75,6 +75,7 @@
 mod builder;
 pub mod clock;
 pub mod config;
+mod coordinator;
 mod edge;
 mod founding;
 #[doc(hidden)]
@@ -96,6 +97,7 @@ mod streams;
 pub mod testing;
 
 pub use builder::NodeBuilder;
+pub use coordinator::{Coordinator, CoordinatorError, CoordinatorLock};
 pub use node::{Node, NodeError};
 
 #[doc(hidden)]

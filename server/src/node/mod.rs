@@ -302,6 +302,14 @@ impl Node {
         MemberEvents::new(self.members.clone())
     }
 
+    pub(crate) fn watch_members(&self) -> watch::Receiver<Vec<MemberView>> {
+        self.members.clone()
+    }
+
+    pub(crate) fn watch_failed(&self) -> watch::Receiver<Option<NodeError>> {
+        self.failed.clone()
+    }
+
     /// Where clients reach it; empty if it has no public port.
     pub fn client_address(&self) -> &str {
         &self.addresses.client
