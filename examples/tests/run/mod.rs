@@ -1,4 +1,5 @@
 //! Runs an example as a user does, and reads its last line.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -31,7 +32,7 @@ pub fn example(name: &str, arguments: &[&str]) -> Ended {
 }
 
 /// Cargo builds examples beside the folder of this test.
-fn built(name: &str) -> PathBuf {
+pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test has a path");
     let profile = test.parent().and_then(|deps| deps.parent());
     profile.expect("it is in target/PROFILE/deps").join("examples").join(name)
