@@ -7,6 +7,7 @@ Each step prints one line with the time that it took. Waiting is always for a th
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ ALL = ",".join(f"http://localhost:{port}" for port in PORTS.values())
 
 # For anything that should take far less, on a machine that may be busy.
 PATIENCE = 60
+# A release build takes some minutes, and many more on a machine that also does other things.
+BUILD_PATIENCE = 2400
 # Of the image above its base: a binary and one user.
 OWN_MB_MAX = 60
 # Docker's own limit, after which it kills.
@@ -219,7 +222,7 @@ class Check:
     # The image alone.
 
     def build(self):
-        run("docker", "build", "-t", "raftlock", ".", limit=900)
+        run("docker", "build", "-t", "raftlock", ".", limit=BUILD_PATIENCE)
         made = json.loads(run("docker", "image", "inspect", "raftlock"))[0]
         base = re.findall(r"^FROM (debian:\S+)", open("Dockerfile").read(), re.M)[0]
         under = json.loads(run("docker", "image", "inspect", base))[0]
@@ -264,7 +267,7 @@ class Check:
     # The cluster.
 
     def up(self):
-        compose("up", "--build", "-d", limit=900)
+        compose("up", "--build", "-d", limit=BUILD_PATIENCE)
         self.all_healthy()
         status = self.cli.json("status", endpoints=ALL)
         clusters = {node["cluster_id"] for node in status}
@@ -405,7 +408,7 @@ def keep_for_next_time():
     for stage, name in [(["--target", "build"], "built"), ([], "image")]:
         tag = f"raftlock-check/{name}"
         before = outcome("docker", "images", "-q", tag).stdout.split()
-        run("docker", "build", *stage, "-t", tag, ".", limit=900)
+        run("docker", "build", *stage, "-t", tag, ".", limit=BUILD_PATIENCE)
         now = run("docker", "images", "-q", tag).split()
         for image in set(before) - set(now):
             outcome("docker", "rmi", image)
@@ -414,6 +417,8 @@ def keep_for_next_time():
 def main():
     began = time.monotonic()
     check_ = None
+    # So that what was started is removed when this is told to end, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         prepare()
         with tempfile.TemporaryDirectory() as folder:
@@ -435,8 +440,9 @@ def main():
                 if check_.running is not None:
                     check_.running.kill()
     except Wrong as wrong:
-        for container in NODES:
-            print(f"--- {container}\n" + "\n".join(logs_of(container).splitlines()[-40:]), file=sys.stderr)
+        for container in [SINGLE, *NODES]:
+            if outcome("docker", "inspect", container).returncode == 0:
+                print(f"--- {container}\n" + "\n".join(logs_of(container).splitlines()[-40:]), file=sys.stderr)
         print(f"check-docker: failed: {wrong}", file=sys.stderr)
         return 1
     finally:
