@@ -321,8 +321,9 @@ class Check:
         try:
             self.cli.leader(rest)
             self.take("while-cut-off", ",".join(map(endpoint, rest)))
-            # No leader, or no outcome in time: anything but a lock.
-            run("docker", "exec", leader, "raftlock", "lock", "alone", codes=(69, 1))
+            until(f"{leader} is unhealthy", lambda: health_of(leader) == "unhealthy")
+            run("docker", "exec", leader, "raftlock", "health", codes=(69,))
+            run("docker", "exec", leader, "raftlock", "lock", "alone", codes=(69,))
             check(self.cli.holder("alone", endpoint(rest[0])) is None, "a node that is cut off gave a lock")
         finally:
             alias = leader.removeprefix("raftlock_")

@@ -170,7 +170,11 @@ async fn main() -> Result<()> {
         Args::command().error(ErrorKind::ValueValidation, wrong).exit();
     }
     me.says("leaves");
-    // The lock passes on now, and the others keep a leader.
-    coordinator.shutdown().await;
+    // The lock passes on now, and the others keep a leader. A node whose data goes with it leaves for good, so that the
+    // others, down to the last, do not count it among those that are missing.
+    match args.data_dir {
+        Some(_) => coordinator.shutdown().await,
+        None => coordinator.leave().await?,
+    }
     ended
 }

@@ -196,19 +196,16 @@ fn founded_together_a_killed_winner_is_followed_when_its_ttl_is_over() {
 }
 
 #[test]
-#[ignore = "a node cannot join a running cluster yet"]
 fn joined_one_wins_and_its_lock_passes_on_when_it_leaves() {
     passes_on(How::Joining, [0, 1, 2]);
 }
 
 #[test]
-#[ignore = "a node cannot join a running cluster yet"]
 fn joined_the_order_of_starting_does_not_matter() {
     passes_on(How::Joining, [1, 0, 2]);
 }
 
 #[test]
-#[ignore = "a node cannot join a running cluster yet"]
 fn joined_a_killed_winner_is_followed_when_its_ttl_is_over() {
     is_followed_when_killed(How::Joining);
 }

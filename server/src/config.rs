@@ -131,7 +131,7 @@ impl Config {
             }
         }
         if let Some(seed) = self.seeds.iter().find(|seed| port_of(&with_peer_port(seed)).is_none()) {
-            return wrong("seeds", format!("{seed:?} is not HOST:PORT"));
+            return wrong("seeds", format!("{seed:?} is neither HOST nor HOST:PORT"));
         }
         if let Some(expect) = self.bootstrap_expect {
             let mut distinct: Vec<String> = self.seeds.iter().map(|seed| with_peer_port(seed)).collect();
@@ -181,7 +181,9 @@ impl Config {
 /// The port of `HOST:PORT`.
 pub(crate) fn port_of(address: &str) -> Option<u16> {
     let (host, port) = address.rsplit_once(':')?;
-    if host.is_empty() { None } else { port.parse().ok() }
+    // A colon in a host is one of an IPv6 address, in brackets.
+    let is_bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || (host.contains(':') && !is_bracketed) { None } else { port.parse().ok() }
 }
 
 /// `seed` with the peer port, if it names none.

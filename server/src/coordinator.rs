@@ -320,6 +320,26 @@ impl Coordinator {
         lock(&self.locks).clear();
     }
 
+    /// Frees all locks, takes the node out of its cluster for good, and stops it; see [`Node::leave`]. For a node whose
+    /// data folder goes with it: the others need not count it among those that are missing. Its data folder refuses to
+    /// start after that.
+    ///
+    /// # Errors
+    /// The cluster did not let it go in time. It has stopped all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the node as a crash would.
+    pub async fn leave(&self) -> Result<(), CoordinatorError> {
+        let mut slot = self.node.lock().await;
+        *lock(&self.reach) = None;
+        let left = match slot.take() {
+            Some(node) => node.leave().await,
+            None => Ok(()),
+        };
+        lock(&self.locks).clear();
+        Ok(left?)
+    }
+
     fn reach(&self) -> Result<Reach, CoordinatorError> {
         lock(&self.reach).clone().ok_or(CoordinatorError::NotConnected)
     }

@@ -69,7 +69,7 @@ fn node_id_and_cluster_nodes_are_understood_below_ours() {
     // A value that is not asked for is not held against anybody.
     let server = Server::with(|serve| {
         serve.env("NODE_ID", "first").env("CLUSTER_NODES", "node1").env("RAFTLOCK_NODE_NAME", "ours");
-        serve.env("RAFTLOCK_SEEDS", &port).env("RAFTLOCK_BOOTSTRAP_EXPECT", "1");
+        serve.env("RAFTLOCK_SEEDS", &port).args(["--peer-listen", &port]);
     });
     let status = server.run(["status", "--json"]).exits(0).json();
     assert_eq!(status[0]["node"]["name"], "ours");

@@ -14,7 +14,7 @@ fn number(name: &str) -> Option<u64> {
 fn never_two_clusters_and_one_in_the_end() {
     let first = number("FOUNDING_SEED");
     // An unoptimised build is several times slower: it takes a part, and `.ci/run sim` all of them.
-    let all_of_them = if cfg!(debug_assertions) { 30 } else { 200 };
+    let all_of_them = if cfg!(debug_assertions) { 20 } else { 200 };
     let count = number("FOUNDING_SCHEDULES").unwrap_or(if first.is_some() { 1 } else { all_of_them });
     let seeds = first.unwrap_or(1)..first.unwrap_or(1) + count;
     let began = std::time::Instant::now();

@@ -1,6 +1,7 @@
 //! The life of a cluster: nodes join, leave, die, come back empty, and take over from one another.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -278,6 +279,54 @@ async fn a_node_whose_disk_was_wiped_is_back_as_a_voter_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_directory_restored_from_an_old_copy_is_refused_and_back_once_it_is_emptied() {
+    let mut life = Life::begin(3, 3).await;
+    life.start(1).await;
+    life.start(2).await;
+    life.settled(&[0, 1, 2], &[]).await;
+    let load = Load::start(&life, 3).await;
+    let (at, data, copy) = (2, life.configs[2].data_dir.clone(), life.dir.path().join("copy"));
+    life.take(at).shutdown().await;
+    copy_folder(&data, &copy);
+    life.start(at).await;
+    life.settled(&[0, 1, 2], &[]).await;
+    load.goes_on().await;
+    life.take(at).abandon().await;
+    life.wipe(at);
+    copy_folder(&copy, &data);
+
+    life.start(at).await;
+    let why = life.node(at).failed().await;
+    assert!(matches!(why, NodeError::StaleStorage(_)), "{why}");
+    assert!(why.to_string().to_lowercase().contains("empty"), "{why}");
+    life.take(at).shutdown().await;
+    let again = Node::start(life.configs[at].clone(), Seams::default()).await;
+    assert!(matches!(again, Err(NodeError::StaleStorage(_))), "one start more would not help");
+    load.goes_on().await;
+
+    life.wipe(at);
+    life.start(at).await;
+    let new = life.node(at).status().node.expect("it says who it is").id;
+    eventually("it votes again", async || {
+        let members = life.node(0).status().members;
+        let voters: Vec<u64> = members.iter().filter(|m| m.role == "voter").map(|m| m.id).collect();
+        (voters.len() == 3 && voters.contains(&new)).then_some(())
+    })
+    .await;
+    load.goes_on().await;
+    load.end(&life).await;
+    life.end().await;
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let file = entry.expect("an entry").path();
+        std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("it can be copied");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness measures with its own clock")]
 async fn a_dead_member_shows_on_every_other_and_can_be_replaced() {
     let mut life = Life::begin(3, 4).await;
@@ -401,7 +450,13 @@ async fn a_joiner_that_cannot_be_let_in_is_told_why() {
         let member = Some(peer::Member { id, node: Some(node) });
         let request = peer::JoinRequest { cluster_name: cluster_name.to_owned(), member };
         let mut first = PeerClient::connect(address.clone()).await.expect("the node listens");
-        first.join(request).await.map(tonic::Response::into_inner)
+        // A leader that has just come into office names nobody yet.
+        eventually("the cluster can take members in", async || {
+            let answer = first.join(request.clone()).await.map(tonic::Response::into_inner);
+            let is_nobody = |reply: &peer::JoinReply| reply.cluster_id.is_empty() && reply.leader.is_none();
+            if answer.as_ref().is_ok_and(is_nobody) { None } else { Some(answer) }
+        })
+        .await
     };
     let refused = |answer: Result<peer::JoinReply, tonic::Status>, code, what: &str| {
         let status = answer.expect_err("it is refused");

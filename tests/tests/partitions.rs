@@ -1,33 +1,15 @@
 //! Three nodes whose links are cut: everybody who asked is answered, nobody is left waiting at a node that cannot
 //! help, and what was under way happens once at most.
 
-use std::collections::VecDeque;
+mod raw;
+
 use std::time::Duration;
 
 use raftlock_proto::v1::session_event::Event;
-use raftlock_proto::v1::session_op::Op;
-use raftlock_proto::v1::ticket_outcome::Outcome;
 use raftlock_proto::v1::*;
 use raftlock_tests::cluster::{PATIENCE, TestCluster, eventually};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Status};
-use tonic_types::StatusExt;
-
-fn lock(name: &str, owner: &str) -> LockRequest {
-    LockRequest { resource_id: name.into(), client_id: owner.into(), ttl_seconds: 60, ..Default::default() }
-}
-
-/// With a deadline that no test waits for, so that only the server can have ended the call.
-fn patient<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(PATIENCE * 4);
-    request
-}
-
-fn reason(status: &Status) -> String {
-    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
-}
+use raw::{Stream, acquire, lock, patient, reason};
+use tonic::{Code, Status};
 
 /// Not executed, or nobody knows; and it says which.
 fn is_told(status: &Status) -> bool {
@@ -36,103 +18,6 @@ fn is_told(status: &Status) -> bool {
         Code::DeadlineExceeded => reason(status) == "OUTCOME_UNKNOWN",
         _ => false,
     }
-}
-
-/// A session stream on a node, spoken by hand.
-struct Stream {
-    send: mpsc::Sender<SessionRequest>,
-    receive: tonic::Streaming<SessionResponse>,
-    waiting: VecDeque<Event>,
-}
-
-impl Stream {
-    async fn open(cluster: &TestCluster, at: usize) -> Stream {
-        let (send, requests) = mpsc::channel(1_024);
-        let receive =
-            cluster.client(at).await.session(ReceiverStream::new(requests)).await.expect("a stream");
-        Stream { send, receive: receive.into_inner(), waiting: VecDeque::new() }
-    }
-
-    async fn say(&self, ops: impl IntoIterator<Item = Op>) {
-        let ops = ops.into_iter().map(|op| SessionOp { op: Some(op) }).collect();
-        self.send.send(SessionRequest { ops }).await.expect("the stream is open");
-    }
-
-    async fn hear(&mut self) -> Event {
-        loop {
-            if let Some(event) = self.waiting.pop_front() {
-                return event;
-            }
-            let message = tokio::time::timeout(PATIENCE, self.receive.message()).await;
-            let message = message.expect("a word in time").expect("the stream goes on").expect("no end");
-            self.waiting.extend(message.events.into_iter().filter_map(|event| event.event));
-        }
-    }
-
-    /// Hears on until `of` finds what it wants.
-    async fn until<T>(&mut self, mut of: impl FnMut(Event) -> Option<T>) -> T {
-        loop {
-            if let Some(found) = of(self.hear().await) {
-                return found;
-            }
-        }
-    }
-
-    async fn session(&mut self) -> u64 {
-        self.say([Op::Open(OpenSession {
-            key: 1,
-            secret: vec![7; 16].into(),
-            owner: "session".into(),
-            ttl_ms: 60_000,
-            number: 1,
-            attachment: 1,
-        })])
-        .await;
-        self.until(|event| match event {
-            Event::Opened(opened) => Some(opened.session),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn resume(&mut self, session: u64) -> Vec<HeldTicket> {
-        let secret = vec![7; 16].into();
-        self.say([Op::Resume(ResumeSession { key: 2, session, secret, attachment: 2 })]).await;
-        let mut held = Vec::new();
-        self.until(|event| match event {
-            Event::Resumed(part) => {
-                held.extend(part.held);
-                (!part.more).then_some(())
-            }
-            Event::Error(error) => panic!("{error:?}"),
-            _ => None,
-        })
-        .await;
-        held
-    }
-
-    async fn granted(&mut self, ticket: u64) -> u64 {
-        self.until(|event| match event {
-            Event::Outcome(outcome) if outcome.ticket == ticket => match outcome.outcome {
-                Some(Outcome::Granted(granted)) => Some(granted.token),
-                other => panic!("{other:?}"),
-            },
-            _ => None,
-        })
-        .await
-    }
-
-    async fn hear_moved(&mut self) {
-        self.until(|event| matches!(event, Event::Moved(_)).then_some(())).await;
-    }
-
-    async fn hear_draining(&mut self) {
-        self.until(|event| matches!(event, Event::Draining(_)).then_some(())).await;
-    }
-}
-
-fn acquire(session: u64, ticket: u64, name: String) -> Op {
-    Op::Acquire(Acquire { session, ticket, names: vec![name], ..Default::default() })
 }
 
 fn peers(cluster: &TestCluster) -> Vec<String> {
@@ -293,78 +178,6 @@ async fn a_follower_that_loses_its_leader_sends_its_clients_away_once() {
         })
         .await;
     assert_eq!(drained, 0, "told once an outage");
-    cluster.end().await;
-}
-
-/// A table that checks itself after each batch, as it does in tests, is slow when it is large: no reason for an
-/// election.
-fn unhurried(config: &mut raftlock_server::config::Config) {
-    config.heartbeat = Duration::from_millis(600);
-    config.election_min = Duration::from_secs(3);
-    config.election_max = Duration::from_secs(6);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_session_with_many_locks_resumes_through_a_follower() {
-    // Ten parts of an answer; the leader sends eight ahead of what the client has read.
-    const LOCKS: u64 = 10_000;
-    const A_MESSAGE: u64 = 1_000;
-    let cluster = TestCluster::start_with(3, unhurried).await;
-    let follower = cluster.follower().await;
-    let mut stream = Stream::open(&cluster, follower).await;
-    let session = stream.session().await;
-    for first in (1..=LOCKS).step_by(A_MESSAGE as usize) {
-        let tickets = first..first + A_MESSAGE;
-        stream.say(tickets.clone().map(|ticket| acquire(session, ticket, format!("n{ticket}")))).await;
-        stream.granted(tickets.end - 1).await;
-    }
-    let mut again = Stream::open(&cluster, follower).await;
-    let held = again.resume(session).await;
-    assert!(held.iter().map(|held| held.ticket).eq(1..=LOCKS), "{} tickets", held.len());
-    cluster.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn calls_that_wait_leave_room_for_others_on_the_way_to_the_leader() {
-    // A follower lets 3,072 of them wait at the leader.
-    const WAITS: usize = 3_072;
-    const TOO_MANY: usize = 20;
-    let cluster = TestCluster::start_with(3, unhurried).await;
-    let follower = cluster.follower().await;
-    let mut client = cluster.client(follower).await;
-    assert!(client.lock(lock("busy", "a")).await.expect("granted").into_inner().success);
-    let (answers, mut answered) = mpsc::channel(WAITS + TOO_MANY);
-    let waits: Vec<_> = (0..WAITS + TOO_MANY)
-        .map(|at| {
-            let (mut client, answers) = (client.clone(), answers.clone());
-            let request = LockRequest { wait_ms: 600_000, ..lock("busy", &format!("w-{at}")) };
-            tokio::spawn(async move { answers.send(client.lock(patient(request)).await).await })
-        })
-        .collect();
-    for _ in 0..TOO_MANY {
-        let answer = tokio::time::timeout(PATIENCE, answered.recv()).await.expect("refused in time");
-        let status = answer.expect("held here").expect_err("no place is left");
-        assert_eq!(
-            (status.code(), reason(&status).as_str()),
-            (Code::Unavailable, "QUEUE_BUSY"),
-            "{status:?}"
-        );
-    }
-    // Calls and sessions that do not wait have their way.
-    let free = tokio::time::timeout(PATIENCE, client.lock(lock("free", "a"))).await.expect("in time");
-    assert!(free.expect("answered").into_inner().success);
-    let mut stream = Stream::open(&cluster, follower).await;
-    let session = stream.session().await;
-    stream.say([acquire(session, 1, "s".into())]).await;
-    stream.granted(1).await;
-    // A place that was given up is free again.
-    waits.iter().for_each(|wait| wait.abort());
-    let request = LockRequest { wait_ms: 1, ..lock("busy", "late") };
-    eventually("a wait finds a place", async || {
-        let answer = client.lock(request.clone()).await.ok()?.into_inner();
-        (!answer.success).then_some(())
-    })
-    .await;
     cluster.end().await;
 }
 

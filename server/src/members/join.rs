@@ -31,7 +31,7 @@ pub async fn run(raft: &RaftHandle, links: &PeerLinks, founding: &Founding, seed
     for round in 1_u32.. {
         let mut why = "no seed but this node itself".to_owned();
         for seed in seeds.iter().filter(|seed| **seed != member.peer_address) {
-            if !raft.roll().members.is_empty() {
+            if raft.has_history().await {
                 return;
             }
             match ask(links, founding.cluster_name(), me.clone(), seed).await {
@@ -39,7 +39,7 @@ pub async fn run(raft: &RaftHandle, links: &PeerLinks, founding: &Founding, seed
                 Joined::NotYet(because) | Joined::Refused(because) => why = because,
             }
         }
-        if !raft.roll().members.is_empty() {
+        if raft.has_history().await {
             return;
         }
         if round % SAY_EVERY_ROUNDS == 0 {

@@ -141,6 +141,14 @@ pub enum NodeError {
     Panicked(String),
 }
 
+impl NodeError {
+    /// Whether a node that stopped for it may still write, to close its store in order: nothing is wrong with the disk
+    /// or with what is on it, it only counts no more.
+    fn leaves_the_disk_sound(&self) -> bool {
+        matches!(self, NodeError::Removed | NodeError::StaleStorage(_))
+    }
+}
+
 /// A running node.
 ///
 /// Inside an application it begins with [`Node::builder`], and runs on threads of its own. It never ends the process:
@@ -355,7 +363,7 @@ impl Node {
     /// # Cancel safety
     /// Dropping the future ends the node as a crash would.
     pub async fn shutdown(mut self) {
-        let broken = self.failed.borrow().as_ref().is_some_and(|error| !matches!(error, NodeError::Removed));
+        let disk_is_sound = self.failed.borrow().as_ref().is_none_or(NodeError::leaves_the_disk_sound);
         if self.failed.borrow().is_none() {
             self.inside.close().await;
             if let Some(raft) = self.raft.get() {
@@ -375,7 +383,7 @@ impl Node {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.tasks.abort_all();
-        if !broken && let Err(error) = self.store.close().await {
+        if disk_is_sound && let Err(error) = self.store.close().await {
             tracing::error!(%error, "the store did not close");
         }
         tracing::info!("node stopped");

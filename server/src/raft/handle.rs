@@ -148,11 +148,17 @@ impl RaftHandle {
     /// Makes these nodes a new cluster; only the one node that holds every promise may ask. `false`: it has been done
     /// before, and nothing changed.
     pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<bool, io::Error> {
-        if self.raft.is_initialized().await.map_err(io::Error::other)? {
+        if self.has_history().await {
             return Ok(false);
         }
         self.raft.initialize(members).await.map_err(io::Error::other)?;
         Ok(true)
+    }
+
+    /// Whether this node has a vote or a log: it is, or was, listed in a membership. Asked of Raft itself, because its
+    /// metrics know nothing of the disk for a moment after the start. A Raft that has stopped has a history.
+    pub async fn has_history(&self) -> bool {
+        self.raft.is_initialized().await.unwrap_or(true)
     }
 
     /// Proposes a batch under `office` and under no other, and waits until it is applied on this node.
