@@ -35,7 +35,6 @@
 //! | `streams` | who waits for what on the leader |
 //! | `raft/` | consensus; the only folder that names openraft |
 //! | [`store`] | log, vote and snapshots in SQLite; the only folder that names rusqlite |
-//! | [`members`] | who belongs to the cluster, and what changes there |
 //! | `peers`, `links` | whose word is taken, and the connections to them |
 //! | [`members`] | who belongs to the cluster, who is there, who votes; joining and leaving |
 //! | `room` | a disk with too little room: what is refused, and who should lead |
