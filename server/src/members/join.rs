@@ -10,6 +10,7 @@ use raftlock_proto::peer::{self, JoinReply, JoinRequest};
 use crate::founding::Founding;
 use crate::links::{Lane, PeerLinks};
 use crate::raft::{RaftHandle, codec};
+use crate::store::{Store, StoreError};
 
 /// How long one node may take to answer: the leader answers when its new membership is committed.
 const ANSWER_LIMIT: Duration = Duration::from_secs(12);
@@ -23,33 +24,60 @@ const ASK_EVERY: Duration = Duration::from_millis(250);
 /// Rounds between two lines in the log about not being let in: five seconds and more.
 const SAY_EVERY_ROUNDS: u32 = 20;
 
-/// Asks the seeds until a membership has reached this node's log. Over at once on a node that has one, also if that
-/// does not list it any more: who was removed does not come back by itself.
-pub async fn run(raft: &RaftHandle, links: &PeerLinks, founding: &Founding, seeds: &[String]) {
+/// How long to wait for the leader's entries before it is asked again: a snapshot of a large table takes seconds.
+const ENTRIES_WAIT: Duration = Duration::from_secs(2);
+
+/// There once a committed membership has listed this node.
+const MEMBER: &str = "member";
+
+/// Whether a committed membership has ever listed the node of this data directory. Only such a node can have been
+/// removed. What is not committed counts for nothing: the next leader may never have heard of it.
+pub fn was_member(store: &Store) -> bool {
+    store.value(MEMBER).is_some()
+}
+
+/// Asks the seeds until a committed membership lists this node, and writes that down. Who was a member before does not
+/// ask: if it was removed meanwhile, it does not come back by itself.
+pub async fn run(
+    raft: &RaftHandle,
+    links: &PeerLinks,
+    founding: &Founding,
+    store: &Store,
+    seeds: &[String],
+) -> Result<(), StoreError> {
+    if was_member(store) {
+        return Ok(());
+    }
     let (id, member) = founding.me();
     let me = peer::Member { id: *id, node: Some(codec::member(member)) };
+    let others: Vec<&String> = seeds.iter().filter(|seed| **seed != member.peer_address).collect();
     for round in 1_u32.. {
+        if raft.machine().lists(*id) {
+            return store.put_value(MEMBER, vec![1].into()).await;
+        }
         let mut why = "no seed but this node itself".to_owned();
-        for seed in seeds.iter().filter(|seed| **seed != member.peer_address) {
-            if raft.has_history().await {
-                return;
-            }
+        let mut pause = ASK_EVERY;
+        for seed in &others {
             match ask(links, founding.cluster_name(), me.clone(), seed).await {
-                Joined::In => break, // the leader's entries are on their way
+                Joined::In => {
+                    pause = ENTRIES_WAIT;
+                    break;
+                }
                 Joined::NotYet(because) | Joined::Refused(because) => why = because,
             }
-        }
-        if raft.has_history().await {
-            return;
         }
         if round % SAY_EVERY_ROUNDS == 0 {
             tracing::warn!(
                 why,
-                "this node is not let into its cluster yet. If that is gone for good, stop this node and empty its data directory"
+                "this node is not let into its cluster yet. If that is gone for good, stop this node and empty its data \
+                 directory"
             );
         }
-        tokio::time::sleep(ASK_EVERY).await;
+        let mut applied = raft.machine().applied();
+        let listed = async { while !raft.machine().lists(*id) && applied.changed().await.is_ok() {} };
+        let _ = tokio::time::timeout(pause, listed).await;
     }
+    Ok(())
 }
 
 /// What came of asking.

@@ -47,12 +47,13 @@ impl Roster {
     }
 
     /// Asks every member every [`PING_EVERY`] until `stop`. Returns early, with `true`, once the leader says that
-    /// this node is no member any more.
+    /// this node is no member any more; that is believed only by one that knows that it was.
     pub async fn run(
         &self,
         raft: &RaftHandle,
         links: &ClusterLinks,
         clock: &Arc<dyn Clock>,
+        was_member: impl Fn() -> bool,
         stop: &CancellationToken,
     ) -> bool {
         let me = links.identity().me;
@@ -67,7 +68,7 @@ impl Roster {
                 Some((id, answer)) = answers.next() => {
                     asked.remove(&id);
                     let Some(peer::PingReply { last_log_index, removed, .. }) = answer else { continue };
-                    if removed {
+                    if removed && was_member() {
                         return true;
                     }
                     self.lock().answered(id, last_log_index);

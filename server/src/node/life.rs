@@ -153,8 +153,14 @@ impl Life {
         let report = async {
             tokio::join!(report_leader(raft.clone()), self.founding.report_unheard(&raft));
         };
-        let be_let_in = join::run(&raft, &links.links, &self.founding, &plan.seeds);
+        let be_let_in = async {
+            if let Err(error) = join::run(&raft, &links.links, &self.founding, &self.store, &plan.seeds).await
+            {
+                tracing::error!(%error, "that this node is a member could not be written down");
+            }
+        };
         let manage = members.run(&self.stop);
+        let was_member = || join::was_member(&self.store);
         tokio::select! {
             why = first_some(&mut stale) => {
                 tracing::error!("this node serves no more: {why}");
@@ -164,7 +170,7 @@ impl Life {
                 self.store.put_value(STALE, why.clone().into()).await?;
                 Err(NodeError::StaleStorage(why))
             }
-            removed = self.roster.run(&raft, &links, &self.seams.clock, &self.stop) => match removed {
+            removed = self.roster.run(&raft, &links, &self.seams.clock, was_member, &self.stop) => match removed {
                 true => {
                     self.store.put_value(REMOVED, vec![1].into()).await?;
                     tracing::warn!("{}", NodeError::Removed);

@@ -335,8 +335,10 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let member = self.0.member(request.envelope.as_ref()).await?;
         let sender = request.envelope.as_ref().map_or(0, |envelope| envelope.sender);
-        let listed = || member.raft.machine().lists(sender);
-        // Said for good, so it takes the leader's word, from behind a ReadIndex.
+        // Said for good, so it takes the leader's word, from behind a ReadIndex; and one whose membership is on its way
+        // to be committed is not gone.
+        let listed =
+            || member.raft.machine().lists(sender) || member.raft.roll().members.contains_key(&sender);
         let removed = !listed() && member.raft.read_point().await.is_ok() && !listed();
         Ok(Response::new(peer::PingReply {
             envelope: member.envelope(request.envelope.as_ref()),

@@ -30,12 +30,18 @@ pub const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// How long accepting rests after an error, such as a process out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How much may be under way to this node on one connection, in bytes. h2 cuts off a connection whose small messages
+/// lie unread and would have been worth half of this in frames of 256 bytes, taking them for a flood: enough for one on
+/// each stream.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * 256 * STREAMS_PER_CONNECTION_MAX;
+
 /// A tonic server with our limits.
 pub fn builder() -> tonic::transport::Server {
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(PING))
         .http2_keepalive_timeout(Some(PING))
         .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(HEADER_BYTES_MAX)
 }
 
