@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use raftlock::Client;
 use raftlock_tests::cluster::{TestCluster, eventually};
+use tokio::sync::RwLock;
+
+/// One of these tests measures a tenth of a second, and has the machine for itself.
+static MEASURED: RwLock<()> = RwLock::const_new(());
 
 async fn client(cluster: &TestCluster, owner: &str) -> Client {
     Client::builder().endpoints(cluster.endpoints()).owner(owner).connect().await.expect("a server answers")
@@ -12,6 +16,7 @@ async fn client(cluster: &TestCluster, owner: &str) -> Client {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness measures with its own clock")]
 async fn a_blocked_application_keeps_its_lock() {
+    let _turn = MEASURED.read().await;
     let cluster = TestCluster::start(3).await;
     let watcher = client(&cluster, "watcher").await;
     let (endpoints, ttl) = (cluster.endpoints(), Duration::from_secs(1));
@@ -50,6 +55,7 @@ async fn a_blocked_application_keeps_its_lock() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acquire_that_is_dropped_leaves_neither_waiter_nor_holder() {
+    let _turn = MEASURED.read().await;
     let cluster = TestCluster::start(3).await;
     let (holder, hasty) = (client(&cluster, "holder").await, client(&cluster, "hasty").await);
     let guard = holder.lock("k").await.expect("granted");
@@ -100,6 +106,7 @@ fn child_drops_its_guard_and_returns() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness measures with its own clock")]
 async fn a_program_that_closes_and_returns_leaves_its_lock_free() {
+    let _turn = MEASURED.write().await;
     let cluster = TestCluster::start(3).await;
     let next = client(&cluster, "next").await;
     let ended = tokio::process::Command::new(std::env::current_exe().expect("this test"))
@@ -121,6 +128,7 @@ async fn a_program_that_closes_and_returns_leaves_its_lock_free() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guards_of_every_kind_against_a_real_cluster() {
+    let _turn = MEASURED.read().await;
     let cluster = TestCluster::start(3).await;
     let (a, b) = (client(&cluster, "a").await, client(&cluster, "b").await);
     // Shared with shared, against exclusive.
