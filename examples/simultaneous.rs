@@ -87,11 +87,12 @@ async fn watch(me: &Me, coordinator: &Coordinator) -> Result<()> {
 async fn take_part(me: &Me, coordinator: &Coordinator) -> Result<()> {
     me.says("looks for its cluster");
     coordinator.connect().await?;
-    let members: Vec<String> = coordinator.members().into_iter().map(|member| member.name).collect();
-    me.says(format_args!("is in a cluster with {}", members.join(", ")));
     let wait = me.start.wait()?;
-    me.says(format_args!("waits {} s, until {}", wait.as_secs(), me.start));
+    me.says(format_args!("is in its cluster, and waits {} s, until {}", wait.as_secs(), me.start));
     tokio::time::sleep(wait).await;
+    // Who is there shows a moment after this node is in, so not before the wait.
+    let members: Vec<String> = coordinator.members().into_iter().map(|member| member.name).collect();
+    me.says(format_args!("begins, beside {}", members.join(", ")));
     tokio::select! {
         ended = contend(me, coordinator) => ended,
         ended = watch(me, coordinator) => ended,
