@@ -1,6 +1,7 @@
 //! The cluster of `raftlock_server::testing`, with the raw clients that only our own tests want.
 
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::time::Duration;
 
 use raftlock_proto::v1::raft_lock_client::RaftLockClient;
@@ -69,4 +70,13 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
         }
     };
     tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Copies the files of one folder into another, as a backup of a data directory does.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let file = entry.expect("an entry").path();
+        std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("it can be copied");
+    }
 }

@@ -1,7 +1,6 @@
 //! The life of a cluster: nodes join, leave, die, come back empty, and take over from one another.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use raftlock_proto::v1::{ChangeMembersRequest, ReplaceMember};
 use raftlock_server::config::Config;
 use raftlock_server::members::{Liveness, MemberView};
 use raftlock_server::node::{Node, NodeError, Seams};
-use raftlock_tests::cluster::eventually;
+use raftlock_tests::cluster::{copy_folder, eventually};
 use raftlock_tests::history::History;
 use raftlock_tests::wires::FreePorts;
 
@@ -316,14 +315,6 @@ async fn a_data_directory_restored_from_an_old_copy_is_refused_and_back_once_it_
     load.goes_on().await;
     load.end(&life).await;
     life.end().await;
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let file = entry.expect("an entry").path();
-        std::fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("it can be copied");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

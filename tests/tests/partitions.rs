@@ -20,10 +20,6 @@ fn is_told(status: &Status) -> bool {
     }
 }
 
-fn peers(cluster: &TestCluster) -> Vec<String> {
-    cluster.configs.iter().map(|config| config.peer_listen.clone()).collect()
-}
-
 async fn holders(cluster: &TestCluster, at: usize, name: &str) -> Vec<LockHolder> {
     eventually("the node reads", async || {
         let view =
@@ -37,7 +33,7 @@ async fn holders(cluster: &TestCluster, at: usize, name: &str) -> Vec<LockHolder
 async fn a_leader_cut_off_from_its_quorum_answers_everybody() {
     const CALLS: usize = 40;
     let cluster = TestCluster::start(3).await;
-    let (old, peers) = (cluster.leader().await, peers(&cluster));
+    let (old, peers) = (cluster.leader().await, cluster.peers());
     let mut stream = Stream::open(&cluster, old).await;
     let session = stream.session().await;
     let client = cluster.client(old).await;
@@ -99,7 +95,7 @@ async fn a_leader_cut_off_from_its_quorum_answers_everybody() {
 #[tokio::test]
 async fn a_leader_whose_quorum_comes_back_takes_up_its_office_again() {
     let cluster = TestCluster::start(3).await;
-    let (leader, peers) = (cluster.leader().await, peers(&cluster));
+    let (leader, peers) = (cluster.leader().await, cluster.peers());
     let status = || cluster.nodes[leader].as_ref().expect("it is up").status();
     let term = status().term;
     let mut stream = Stream::open(&cluster, leader).await;
@@ -149,7 +145,7 @@ async fn an_idle_leader_keeps_its_office() {
 #[tokio::test]
 async fn a_follower_that_loses_its_leader_sends_its_clients_away_once() {
     let cluster = TestCluster::start(3).await;
-    let (leader, follower, peers) = (cluster.leader().await, cluster.follower().await, peers(&cluster));
+    let (leader, follower, peers) = (cluster.leader().await, cluster.follower().await, cluster.peers());
     let third = 3 - leader - follower;
     let mut stream = Stream::open(&cluster, follower).await;
     let session = stream.session().await;

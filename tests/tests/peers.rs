@@ -1,14 +1,13 @@
 //! The peer port: what is not meant for a node, is of another cluster, or comes from a disk that was emptied, copied or
 //! rolled back, never counts. Rows are those of the table of bad input.
 
-use std::path::Path;
 use std::time::Duration;
 
 use raftlock_proto::peer::peer_client::PeerClient;
 use raftlock_proto::peer::{self, Envelope};
 use raftlock_proto::v1::{GetLockRequest, LockRequest};
 use raftlock_server::node::NodeError;
-use raftlock_tests::cluster::{PATIENCE, TestCluster, eventually};
+use raftlock_tests::cluster::{PATIENCE, TestCluster, copy_folder, eventually};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -192,14 +191,6 @@ async fn a_wiped_node_never_answers_for_its_old_self() {
     cluster.end().await;
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a folder");
-    for entry in std::fs::read_dir(from).expect("a data directory") {
-        let entry = entry.expect("a file");
-        std::fs::copy(entry.path(), to.join(entry.file_name())).expect("copied");
-    }
-}
-
 /// An old copy of a data directory is put in place of the real one. The others know a later start of it, and the node
 /// learns that from them, stops with what to do, and does not start again.
 #[tokio::test]
@@ -209,7 +200,7 @@ async fn a_node_on_a_rolled_back_disk_stops_and_says_what_to_do() {
     cluster.stop(at).await;
     let dir = cluster.configs[at].data_dir.clone();
     let copied = dir.with_file_name("copy");
-    copy(&dir, &copied);
+    copy_folder(&dir, &copied);
     // Two starts more than the copy has seen.
     for _ in 0..2 {
         cluster.restart(at).await;
@@ -217,7 +208,7 @@ async fn a_node_on_a_rolled_back_disk_stops_and_says_what_to_do() {
         cluster.stop(at).await;
     }
     std::fs::remove_dir_all(&dir).expect("removed");
-    copy(&copied, &dir);
+    copy_folder(&copied, &dir);
     cluster.restart(at).await;
     let node = cluster.nodes[at].take().expect("it is up");
     let failed = tokio::time::timeout(PATIENCE, node.failed()).await.expect("it is told");
@@ -243,7 +234,7 @@ async fn the_second_of_two_clones_stops() {
     let dir = cluster.configs[at].data_dir.clone();
     let mut clone = cluster.configs[at].clone();
     clone.data_dir = dir.with_file_name("clone");
-    copy(&dir, &clone.data_dir);
+    copy_folder(&dir, &clone.data_dir);
     let ports = raftlock_tests::wires::FreePorts::take(2).addresses;
     (clone.listen, clone.peer_listen) = (ports[0].clone(), ports[1].clone());
     // It says what the first one says: it is a copy in this too.
