@@ -75,9 +75,9 @@ impl Roster {
                 }
                 _ = tick.tick() => {
                     self.publish(raft, clock, me);
-                    for (id, member) in raft.roll().members {
-                        if id != me && asked.insert(id) {
-                            answers.push(ping(links.clone(), id, member.peer_address));
+                    for view in self.0.views.borrow().iter() {
+                        if view.id != me && asked.insert(view.id) {
+                            answers.push(ping(links.clone(), view.id, view.peer_address.clone()));
                         }
                     }
                 }
