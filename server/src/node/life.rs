@@ -81,7 +81,7 @@ impl Life {
         let mut stale = links.guard.stale();
 
         let streams = Arc::new(Streams::default());
-        let machine = Machine::new(self.store.clone(), streams.clone());
+        let machine = Machine::new(self.store.clone(), streams.clone(), self.seams.witness.clone());
         let settings = RaftSettings {
             heartbeat: self.config.heartbeat,
             election_min: self.config.election_min,

@@ -36,6 +36,7 @@ use crate::members::{MemberEvents, MemberView};
 use crate::net::{Net, TcpNet};
 use crate::pace::PaceReport;
 use crate::proposer::Proposer;
+pub use crate::raft::{Applied, Witness};
 use crate::raft::{Member, RaftHandle};
 use crate::room::DiskRoom;
 use crate::service::admin::AdminService;
@@ -63,6 +64,8 @@ pub struct Seams {
     pub writer: Writer,
     /// Who says how much space the disk has.
     pub space: Arc<dyn FreeSpace>,
+    /// Who looks on while entries are applied.
+    pub witness: Option<Arc<dyn Witness>>,
 }
 
 impl Default for Seams {
@@ -73,6 +76,7 @@ impl Default for Seams {
             vfs: None,
             writer: Writer::Thread,
             space: Arc::new(DiskSpace),
+            witness: None,
         }
     }
 }

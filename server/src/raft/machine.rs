@@ -24,6 +24,7 @@ use super::codec;
 use super::marks::{MARK_EVERY, Marks};
 use super::snapshot::{SnapshotBuilder, SnapshotRef};
 use super::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership};
+use super::witness::{Applied, Witness};
 use crate::store::Store;
 use crate::streams::Streams;
 
@@ -44,6 +45,7 @@ struct Shared {
     store: Store,
     streams: Arc<Streams>,
     marks: Marks,
+    witness: Option<Arc<dyn Witness>>,
 }
 
 struct State {
@@ -58,7 +60,7 @@ struct State {
 
 impl Machine {
     /// An empty table. openraft fills it from the snapshot and the log.
-    pub fn new(store: Store, streams: Arc<Streams>) -> Self {
+    pub fn new(store: Store, streams: Arc<Streams>, witness: Option<Arc<dyn Witness>>) -> Self {
         let state = State {
             table: LockTable::new(),
             applied: None,
@@ -67,7 +69,8 @@ impl Machine {
             generation: 0,
         };
         let (applied, _) = watch::channel(None);
-        Machine(Arc::new(Shared { state: Mutex::new(state), applied, store, streams, marks: Marks::new() }))
+        let state = Mutex::new(state);
+        Machine(Arc::new(Shared { state, applied, store, streams, marks: Marks::new(), witness }))
     }
 
     /// Reads the table between two batches.
@@ -218,9 +221,13 @@ impl RaftStateMachine<Types> for MachineWriter {
     {
         while let Some((entry, responder)) = entries.try_next().await? {
             let id = entry.log_id();
+            let mut applied = None;
             match entry.payload {
                 Payload::Blank => {}
-                Payload::Normal(batch) => self.apply_batch(id, &batch.0).await?,
+                Payload::Normal(batch) => {
+                    self.apply_batch(id, &batch.0).await?;
+                    applied = Some(batch.0);
+                }
                 Payload::Membership(members) => {
                     self.0.lock().membership = StoredMembership::new(Some(id), members);
                 }
@@ -228,7 +235,18 @@ impl RaftStateMachine<Types> for MachineWriter {
             let trail = {
                 let mut state = self.0.lock();
                 state.applied = Some(id);
-                state.table.trail()
+                let trail = state.table.trail();
+                if let Some(witness) = &self.0.0.witness {
+                    let (term, leader) = (id.leader_id.term, id.leader_id.node_id);
+                    witness.applied(&Applied {
+                        index: id.index,
+                        term,
+                        leader,
+                        batch: applied.as_deref(),
+                        trail,
+                    });
+                }
+                trail
             };
             if id.index.is_multiple_of(MARK_EVERY) {
                 self.0.0.marks.applied(id.index, trail);
@@ -278,6 +296,9 @@ impl RaftStateMachine<Types> for MachineWriter {
         state.applied = meta.last_log_id;
         state.membership = meta.last_membership.clone();
         state.bytes_since_snapshot = 0;
+        if let (Some(witness), Some(last)) = (&self.0.0.witness, &meta.last_log_id) {
+            witness.installed(last.index, state.table.trail());
+        }
         self.0.0.marks.forget_own();
         self.0.0.applied.send_replace(meta.last_log_id);
         Ok(())
@@ -314,7 +335,7 @@ mod tests {
     fn machine(dir: &std::path::Path, owner: &str, count: usize, index: u64) -> Machine {
         let options = StoreOptions { allow_volatile: true, ..StoreOptions::new(dir) };
         let store = Store::open(options).expect("a fresh store opens");
-        let machine = Machine::new(store, Default::default());
+        let machine = Machine::new(store, Default::default(), None);
         let settings = Settings { limits: Limits::standard(), voters: 3 };
         let mut commands = vec![Command::Configure { settings, token_start: Token::new(0) }];
         commands.extend((0..count).map(|number| Command::UnaryLock {

@@ -10,6 +10,7 @@
 //! incoming the receiving end, behind `service/peer`
 //! codec    openraft's types <-> the messages of peer.proto
 //! touch    whether a leader still hears from its quorum, and who could follow it
+//! witness  who looks on while entries are applied: the suites that check histories
 //! runtime  tokio, with election timeouts drawn from a generator that a simulation can seed
 //! ```
 //!
@@ -29,6 +30,7 @@ pub(crate) mod snapshot;
 #[cfg(test)]
 mod suite;
 mod touch;
+mod witness;
 
 use std::fmt;
 
@@ -39,6 +41,7 @@ pub use log::LogStore;
 pub use machine::Machine;
 pub use members::{ChangeError, Roll};
 pub use runtime::{random_u64, seed_thread_rng};
+pub use witness::{Applied, Witness};
 
 openraft::declare_raft_types!(
     /// openraft's types, chosen by us: batches of the lock table go in, nothing comes out (outcomes leave the

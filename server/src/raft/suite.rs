@@ -15,7 +15,7 @@ impl StoreBuilder<Types, LogStore, MachineWriter, tempfile::TempDir> for RealSto
         let dir = tempfile::tempdir().expect("a temporary folder");
         let options = StoreOptions { allow_volatile: true, ..StoreOptions::new(dir.path()) };
         let store = Store::open(options).expect("a fresh store opens");
-        let machine = Machine::new(store.clone(), Default::default());
+        let machine = Machine::new(store.clone(), Default::default(), None);
         Ok((dir, LogStore::open(store).expect("a fresh log opens"), machine.writer()))
     }
 }
