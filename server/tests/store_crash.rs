@@ -1,80 +1,9 @@
-//! Power cuts and failing disks: whatever was told is there, nothing that was not asked for is, and a store whose disk
-//! failed writes nothing more.
-//!
-//! `RAFTLOCK_STORE_TRACES` sets how many random histories are walked (3 by default).
+//! What a power cut and a failing disk do to a store, case by case. Every crash point of random histories is walked in
+//! `raftlock_tests::crash_points`, whose rig this uses.
 
-mod support_vfs;
-
-use raftlock_server::store::simdisk::{Disk, Event, Fault, Media};
+use raftlock_server::store::simdisk::{Disk, Event, Fault};
 use raftlock_server::store::{Store, StoreError, StoreOptions, Writer};
-use std::ops::RangeInclusive;
-use support_vfs::run::{Progress, run};
-use support_vfs::script::{Content, Dice, Script};
-use support_vfs::*;
-
-const KEEP: [u32; 5] = [0, 10, 50, 90, 100];
-
-fn traces() -> u64 {
-    std::env::var("RAFTLOCK_STORE_TRACES").map_or(3, |n| n.parse().expect("a number of traces"))
-}
-
-/// Opens what a crash left and compares it with the versions that may be there.
-fn check(rig: &Rig, script: &Script, possible: RangeInclusive<usize>, works_on: bool, story: &str) {
-    let store = rig.open().unwrap_or_else(|e| panic!("{story}: does not open: {e}"));
-    let found = Content::of(&store, &script.snapshot_ids);
-    if !script.versions[possible.clone()].contains(&found) {
-        let near = script.versions.iter().position(|v| *v == found);
-        panic!(
-            "{story}: found {found:#?}\nwhich is version {near:?}, not one of {possible:?}: {:#?}",
-            script.versions[*possible.end()]
-        );
-    }
-    if !works_on {
-        return;
-    }
-    // What it does now survives too.
-    let next = store.log_state().last.or(found.floor.map(|f| f.index)).map_or(0, |i| i + 1);
-    append(&store, rows(next..next + 1, 30));
-    store.abandon();
-    let store = rig.open().unwrap_or_else(|e| panic!("{story}: does not open again: {e}"));
-    assert_eq!(store.log_state().last, Some(next), "{story}");
-}
-
-/// Walks over every event of a history, with a power cut after each.
-fn walk(seed: u64) -> u64 {
-    let mut rig = Rig::new();
-    let script = Script::random(seed, 30);
-    rig.disk.lock().unwrap().record();
-    let progress = Progress::new(rig.disk.clone());
-    let (store, ended) = run(&script, &progress, || rig.open());
-    ended.unwrap_or_else(|e| panic!("seed {seed}: {e}"));
-    store.expect("it ran to its end").abandon();
-    let trace = rig.disk.lock().unwrap().take_trace();
-
-    let (mut media, mut asked, mut told, mut images) = (Media::default(), 0, 0, 0);
-    for (at, event) in trace.into_iter().enumerate() {
-        match event {
-            Event::Mark(note) if note % 2 == 0 => asked = asked.max(note / 2),
-            Event::Mark(note) => told = told.max(note / 2),
-            change => media.push(change),
-        }
-        let keeps = if media.is_at_rest() { &KEEP[..1] } else { &KEEP[..] };
-        for keep in keeps {
-            rig.boot(media.crash(seed ^ at as u64, *keep));
-            let story = format!("seed {seed}, event {at}, {keep} % kept");
-            check(&rig, &script, told as usize..=asked as usize, images % 8 == 0, &story);
-            images += 1;
-        }
-    }
-    images
-}
-
-#[test]
-fn what_was_told_survives_a_power_cut_at_any_moment() {
-    let images: u64 = (0..traces()).map(walk).sum();
-    println!("{images} crash images");
-    assert!(images > traces() * 500, "only {images} images: the walk has become vacuous");
-}
+use raftlock_tests::crash_points::rig::*;
 
 /// Random histories are too small to pass the WAL's size bound, so this one does nothing else.
 #[test]
@@ -134,74 +63,6 @@ fn a_failed_checkpoint_ends_the_store_after_the_answers() {
     assert!(store.poisoned().borrow().is_some(), "the answer was given, the store is at its end");
     rig.power_cut(1, 0);
     assert_eq!(rig.open().unwrap().log_state().last, Some(7));
-}
-
-/// A store that failed answers everything with its first cause and touches the disk no more.
-fn check_poisoned(rig: &Rig, store: Store, error: &StoreError, story: &str) {
-    let poisoned = store.poisoned();
-    let cause = poisoned.borrow().clone().unwrap_or_else(|| panic!("{story}: {error} did not poison"));
-    assert!(
-        matches!(cause, StoreError::Io { .. } | StoreError::DiskFull { .. }),
-        "{story}: the cause is {cause:?}"
-    );
-    let ops = rig.ops();
-    let is_poisoned = |answer: Result<(), StoreError>| {
-        assert!(matches!(answer, Err(StoreError::Poisoned(_))), "{story}: {answer:?}");
-    };
-    is_poisoned(now(store.save_vote(bytes("late"))));
-    is_poisoned(now(store.truncate_from(0)));
-    is_poisoned(now(store.append(rows(0..1, 1), Box::new(|_| panic!("never called")))));
-    is_poisoned(now(store.append_chunk("s", 0, bytes("late"))));
-    is_poisoned(store.set_committed(bytes("late")));
-    is_poisoned(now(store.close()));
-    drop(store);
-    assert_eq!(rig.ops(), ops, "{story}: a failed store wrote");
-}
-
-/// Runs a history with a fault at each of its calls in turn.
-fn fault_at_every_call(seed: u64, fault: Fault) -> u64 {
-    let script = Script::random(seed, 12);
-    let mut dice = Dice(seed);
-    for call in 1.. {
-        let mut rig = Rig::new();
-        rig.disk.lock().unwrap().fail_at(call, fault);
-        let progress = Progress::new(rig.disk.clone());
-        let (store, ended) = run(&script, &progress, || rig.open());
-        let story = format!("seed {seed}, {fault:?} at call {call}");
-        let calls = rig.ops();
-        match (store, &ended) {
-            (Some(store), Err(e)) => check_poisoned(&rig, store, e, &story),
-            (Some(store), Ok(())) => store.abandon(),
-            (None, _) => {}
-        }
-        let keep = [0, 50, 100][dice.below(3) as usize];
-        rig.power_cut(call, keep);
-        check(&rig, &script, progress.possible(), true, &format!("{story}, {keep} % kept"));
-        if ended.is_ok() && calls < call {
-            return call;
-        }
-    }
-    unreachable!("a history ends")
-}
-
-#[test]
-fn an_io_error_at_any_call_ends_the_store_and_loses_nothing() {
-    let runs: u64 = (100..100 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::Eio)).sum();
-    println!("{runs} runs");
-}
-
-#[test]
-fn a_full_disk_at_any_call_ends_the_store_and_loses_nothing() {
-    let runs: u64 =
-        (200..200 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::Enospc)).sum();
-    println!("{runs} runs");
-}
-
-#[test]
-fn a_power_cut_at_any_call_loses_nothing() {
-    let runs: u64 =
-        (300..300 + traces().div_ceil(2)).map(|seed| fault_at_every_call(seed, Fault::PowerCut)).sum();
-    println!("{runs} runs");
 }
 
 #[test]

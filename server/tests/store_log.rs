@@ -1,11 +1,9 @@
 //! The log, the vote and the values: what is readable when, what survives, in which order callers are told.
 
-mod support_vfs;
-
 use bytes::Bytes;
 use raftlock_server::store::{Store, StoreError, StoreOptions, Writer};
+use raftlock_tests::crash_points::rig::*;
 use std::sync::{Arc, Mutex, mpsc};
-use support_vfs::*;
 
 #[test]
 fn everything_is_there_after_each_reopening() {

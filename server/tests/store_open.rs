@@ -1,11 +1,9 @@
 //! Opening: what is refused, with which words, and what a first start leaves.
 
-mod support_vfs;
-
 use raftlock_server::store::simdisk::{Fault, Media};
 use raftlock_server::store::{Space, SpaceGauge, Store, StoreError, StoreOptions, Watermarks};
+use raftlock_tests::crash_points::rig::*;
 use std::path::Path;
-use support_vfs::*;
 
 /// A folder on a disk of this machine, under the target folder.
 fn folder() -> tempfile::TempDir {

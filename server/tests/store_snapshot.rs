@@ -1,11 +1,9 @@
 //! Snapshots: whole or absent, beside the log and not in its way.
 
-mod support_vfs;
-
 use bytes::Bytes;
 use raftlock_server::store::simdisk::Fault;
 use raftlock_server::store::{CHUNK_BYTES_MAX, Store, StoreError, StoreOptions};
-use support_vfs::*;
+use raftlock_tests::crash_points::rig::*;
 
 fn chunk(seq: u64, len: usize) -> Bytes {
     Bytes::from(vec![seq as u8; len])

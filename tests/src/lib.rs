@@ -5,11 +5,13 @@
 //! - [`world`]: all of it in one thread, on simulated time, network and disks.
 //! - [`founders`]: new nodes that found a cluster in that world, while everything goes wrong.
 //! - [`history`]: who believed to hold what, when, and under which token; and the checks that no run may fail.
+//! - [`crash_points`]: every moment at which the store's disk can fail, and what must be there afterwards.
 //! - [`tally`]: what a suite came to, in counts that add up.
 //!
 //! The checks look at what clients saw, never at what a server says of itself, except for the final state.
 
 pub mod cluster;
+pub mod crash_points;
 pub mod founders;
 pub mod history;
 pub mod tally;

@@ -10,6 +10,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use raftlock_tests::tally::Tally;
 
+mod crash;
 mod founding;
 mod soak;
 mod tiers;
@@ -29,6 +30,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Suite {
+    /// Every crash point of the store
+    Crash(crash::Args),
     /// New nodes found a cluster while everything goes wrong
     Founding(founding::Args),
     /// A tier: all suites, one after another
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Tally> {
     let tally = match cli.suite {
+        Suite::Crash(args) => crash::run(&args),
         Suite::Founding(args) => founding::run(&args),
         Suite::Tier { tier } => tiers::run(tier, &cli.server),
         Suite::Soak(args) => soak::run(&args, &cli.server),

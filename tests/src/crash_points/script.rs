@@ -3,10 +3,12 @@
 //! A history is made with a reference model, which says after each step what a power cut may leave: `versions[v]` is
 //! the disk's content after `v` transactions. `run.rs` runs it.
 
-use super::{bytes, now};
+use super::rig::{bytes, now};
 use bytes::Bytes;
-use raftlock_server::store::{Floor, SnapshotPointer, Store};
+use raftlock_server::store::{Floor, SnapshotPointer, Store, StoreError};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// SplitMix64.
 pub struct Dice(pub u64);
@@ -22,7 +24,7 @@ impl Dice {
 }
 
 /// What a store holds that survives.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Content {
     pub vote: Option<Bytes>,
     pub committed: Option<Bytes>,
@@ -34,30 +36,73 @@ pub struct Content {
     pub snapshots: BTreeMap<String, (Bytes, Vec<Bytes>)>,
 }
 
+/// Bytes in short: how many, and a number that tells them from others.
+struct Short<'a>(&'a [u8]);
+
+impl fmt::Debug for Short<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut hasher = DefaultHasher::new();
+        self.0.hash(&mut hasher);
+        write!(f, "{}:{:04x}", self.0.len(), hasher.finish() as u16)
+    }
+}
+
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |bytes: &Bytes| format!("{:?}", Short(bytes));
+        f.debug_struct("Content")
+            .field("vote", &self.vote.as_ref().map(short))
+            .field("committed", &self.committed)
+            .field(
+                "values",
+                &self.values.iter().map(|(name, value)| (name, short(value))).collect::<Vec<_>>(),
+            )
+            .field("floor", &self.floor.as_ref().map(|floor| floor.index))
+            .field("log", &self.log.iter().map(|(index, row)| (index, short(row))).collect::<Vec<_>>())
+            .field("pointer", &self.pointer.as_ref().map(|pointer| (&pointer.id, pointer.covers)))
+            .field("snapshots", &self.snapshots.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
 const NAMES: [&str; 3] = ["identity", "boot", "promise"];
 
 impl Content {
-    /// Reads all of it from an open store.
+    /// Reads all of it from an open store that is well.
     pub fn of(store: &Store, snapshot_ids: &[String]) -> Self {
+        Self::read(store, snapshot_ids).expect("a store that is well")
+    }
+
+    /// Reads all of it, or says why a part cannot be read.
+    pub fn read(store: &Store, snapshot_ids: &[String]) -> Result<Self, StoreError> {
         let value = |name: &&str| Some(((*name).to_owned(), store.value(name)?));
-        let snapshot = |id: &String| {
-            let info = now(store.snapshot(id)).expect("a store that is well")?;
+        let mut snapshots = BTreeMap::new();
+        for id in snapshot_ids {
+            let Some(info) = now(store.snapshot(id))? else { continue };
             assert!(info.finished, "unfinished ones are swept");
-            let chunk = |seq| now(store.read_chunk(id, seq)).expect("a whole snapshot");
-            Some((id.clone(), (info.meta, (0..info.chunks).map(chunk).collect())))
-        };
-        Self {
+            let chunks: Result<Vec<Bytes>, _> =
+                (0..info.chunks).map(|seq| now(store.read_chunk(id, seq))).collect();
+            snapshots.insert(id.clone(), (info.meta, chunks?));
+        }
+        Ok(Self {
             vote: store.vote(),
             committed: store.committed(),
             values: NAMES.iter().filter_map(value).collect(),
             floor: store.log_state().floor,
-            log: super::whole_log(store).into_iter().collect(),
+            log: super::rig::log_in_bites(store)?.into_iter().collect(),
             pointer: store.current_snapshot(),
-            snapshots: snapshot_ids.iter().filter_map(snapshot).collect(),
-        }
+            snapshots,
+        })
     }
 
-    fn next(&self) -> u64 {
+    /// Whether the part in `raft.db` is the same.
+    pub fn same_log(&self, other: &Self) -> bool {
+        Self { snapshots: BTreeMap::new(), ..self.clone() }
+            == Self { snapshots: BTreeMap::new(), ..other.clone() }
+    }
+
+    /// The index that the next row gets.
+    pub fn next(&self) -> u64 {
         let last = self.log.keys().next_back().copied().or(self.floor.as_ref().map(|f| f.index));
         last.map_or(0, |last| last + 1)
     }
@@ -161,12 +206,20 @@ impl Model {
 }
 
 impl Script {
-    /// A legal history of `len` steps.
+    /// A legal history of `len` steps, from an empty disk on.
     pub fn random(seed: u64, len: usize) -> Self {
+        Self::going_on(&Content::default(), seed, len)
+    }
+
+    /// A legal history of `len` steps, from what an earlier life left.
+    pub fn going_on(found: &Content, seed: u64, len: usize) -> Self {
         let mut dice = Dice(seed);
-        let mut model = Model::default();
-        let mut script =
-            Self { ops: Vec::new(), versions: vec![Content::default()], snapshot_ids: Vec::new() };
+        let mut model = Model { seen: found.clone(), disk: found.clone(), ..Model::default() };
+        let mut script = Self {
+            ops: Vec::new(),
+            versions: vec![found.clone()],
+            snapshot_ids: found.snapshots.keys().cloned().collect(),
+        };
         for i in 0..len {
             let op = draw(&mut dice, &model.seen, i);
             if let Op::Snapshot(id, _) = &op {
@@ -208,9 +261,10 @@ fn draw(dice: &mut Dice, seen: &Content, step: usize) -> Op {
             Some(covers) => Op::Purge(floor_at(covers - dice.below(3).min(covers))),
             None => Op::Vote(payload(dice, 40)),
         },
-        13 | 14 => {
-            Op::Snapshot(format!("s{step}"), (0..dice.below(4)).map(|_| payload(dice, 9000)).collect())
-        }
+        13 | 14 => Op::Snapshot(
+            format!("s{step}-{seed}", seed = dice.below(1 << 32)),
+            (0..dice.below(4)).map(|_| payload(dice, 9000)).collect(),
+        ),
         15 => match seen.snapshots.keys().next_back() {
             Some(id) => {
                 // A built one covers part of the log; a received one may go past its end.

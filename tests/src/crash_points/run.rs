@@ -1,7 +1,8 @@
 //! Running a script on a store, and knowing at each moment which versions may be on disk.
 
+use super::rig::{bytes, now};
 use super::script::{Op, Script};
-use super::{bytes, now};
+use crate::world::lock;
 use bytes::Bytes;
 use raftlock_server::store::simdisk::SharedDisk;
 use raftlock_server::store::{Store, StoreError};
@@ -25,12 +26,12 @@ impl Progress {
 
     fn ask(&self, version: u64) {
         self.asked.fetch_max(version, Ordering::Relaxed);
-        self.disk.lock().unwrap().mark(2 * version);
+        lock(&self.disk).mark(2 * version);
     }
 
     fn tell(&self, version: u64) {
         self.told.fetch_max(version, Ordering::Relaxed);
-        self.disk.lock().unwrap().mark(2 * version + 1);
+        lock(&self.disk).mark(2 * version + 1);
     }
 
     /// The versions that may be on disk.

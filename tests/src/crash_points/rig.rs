@@ -1,8 +1,4 @@
 //! What the store's tests share: stores on simulated disks, and futures that need no waiting.
-#![allow(dead_code, reason = "each test file uses its part")]
-
-pub mod run;
-pub mod script;
 
 use bytes::Bytes;
 use raftlock_server::store::simdisk::{self, Disk, Media, SharedDisk};
@@ -12,6 +8,8 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
+
+use crate::world::lock;
 
 /// The answer of a call whose writer is inline: it is there at the first poll.
 #[track_caller]
@@ -51,7 +49,7 @@ impl Rig {
     /// Cuts the power, and puts what is left in the machine.
     pub fn power_cut(&mut self, seed: u64, keep: u32) {
         let left = {
-            let mut disk = self.disk.lock().unwrap();
+            let mut disk = lock(&self.disk);
             disk.kill();
             disk.crash(seed, keep)
         };
@@ -63,7 +61,13 @@ impl Rig {
     }
 
     pub fn ops(&self) -> u64 {
-        self.disk.lock().unwrap().ops()
+        lock(&self.disk).ops()
+    }
+}
+
+impl Default for Rig {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -97,11 +101,11 @@ pub struct Said(Arc<Mutex<Vec<(&'static str, bool)>>>);
 impl Said {
     pub fn tell(&self, what: &'static str) -> raftlock_server::store::Done {
         let said = self.clone();
-        Box::new(move |reply| said.0.lock().unwrap().push((what, reply.is_ok())))
+        Box::new(move |reply| lock(&said.0).push((what, reply.is_ok())))
     }
 
     pub fn so_far(&self) -> Vec<(&'static str, bool)> {
-        self.0.lock().unwrap().clone()
+        lock(&self.0).clone()
     }
 }
 
@@ -120,15 +124,20 @@ pub fn snapshot_up_to(store: &Store, id: &str, covers: u64) {
     now(store.switch_snapshot(pointer(id, covers), None)).unwrap();
 }
 
-/// All of the log, read in small bites.
+/// All of the log of a store that is well.
 #[track_caller]
 pub fn whole_log(store: &Store) -> Vec<(u64, Bytes)> {
+    log_in_bites(store).expect("a readable log")
+}
+
+/// All of the log, read in small bites.
+pub fn log_in_bites(store: &Store) -> Result<Vec<(u64, Bytes)>, StoreError> {
     let mut all = Vec::new();
     let mut from = 0;
     loop {
-        let bite = now(store.read_range(from..u64::MAX, 3000)).expect("a readable log");
+        let bite = now(store.read_range(from..u64::MAX, 3000))?;
         let Some((last, _)) = bite.last() else {
-            return all;
+            return Ok(all);
         };
         from = last + 1;
         all.extend(bite);
