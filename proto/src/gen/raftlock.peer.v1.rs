@@ -473,6 +473,10 @@ pub struct PingReply {
     /// The sender is no member any more. Said by the leader only, from the committed membership behind a ReadIndex.
     #[prost(bool, tag = "3")]
     pub removed: bool,
+    /// Whom the answering node takes for the leader, told to a sender that its membership does not list: whoever was away
+    /// while the members changed may know none of those who could tell it that it was removed.
+    #[prost(message, optional, tag = "4")]
+    pub leader: ::core::option::Option<Member>,
 }
 /// Generated client implementations.
 pub mod peer_client {

@@ -47,7 +47,9 @@ impl Roster {
     }
 
     /// Asks every member every [`PING_EVERY`] until `stop`. Returns early, with `true`, once the leader says that
-    /// this node is no member any more; that is believed only by one that knows that it was.
+    /// this node is no member any more; that is believed only by one that knows that it was. A member that does not
+    /// list this node names its leader, which is then asked too: after a long absence it may be none that this node
+    /// knows.
     pub async fn run(
         &self,
         raft: &RaftHandle,
@@ -61,23 +63,27 @@ impl Roster {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut asked = BTreeSet::new();
         let mut answers = FuturesUnordered::new();
+        let mut stranger = None;
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return false,
                 Some((id, answer)) = answers.next() => {
                     asked.remove(&id);
-                    let Some(peer::PingReply { last_log_index, removed, .. }) = answer else { continue };
+                    let Some(peer::PingReply { last_log_index, removed, leader, .. }) = answer else { continue };
                     if removed && was_member() {
                         return true;
                     }
+                    stranger = leader.and_then(|leader| Some((leader.id, leader.node?.peer_address))).or(stranger);
                     self.lock().answered(id, last_log_index);
                 }
                 _ = tick.tick() => {
                     self.publish(raft, clock, me);
-                    for view in self.0.views.borrow().iter() {
-                        if view.id != me && asked.insert(view.id) {
-                            answers.push(ping(links.clone(), view.id, view.peer_address.clone()));
+                    let members = self.0.views.borrow().clone();
+                    let members = members.into_iter().map(|view| (view.id, view.peer_address));
+                    for (id, address) in members.chain(stranger.take()) {
+                        if id != me && asked.insert(id) {
+                            answers.push(ping(links.clone(), id, address));
                         }
                     }
                 }

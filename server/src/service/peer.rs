@@ -340,10 +340,12 @@ impl Peer for PeerService {
         let listed =
             || member.raft.machine().lists(sender) || member.raft.roll().members.contains_key(&sender);
         let removed = !listed() && member.raft.read_point().await.is_ok() && !listed();
+        let leader = member.raft.standing().borrow().leader.clone().filter(|_| !removed && !listed());
         Ok(Response::new(peer::PingReply {
             envelope: member.envelope(request.envelope.as_ref()),
             last_log_index: member.raft.positions().last_log,
             removed,
+            leader: leader.map(|(id, node)| peer::Member { id, node: Some(codec::member(&node)) }),
         }))
     }
 
