@@ -18,10 +18,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use raftlock_server::config::Config;
-use raftlock_server::node::{Node, Seams};
-use raftlock_server::store::{Writer, simdisk};
+use raftlock_server::node::Node;
+use raftlock_server::store::simdisk;
 
-use crate::world::{CLIENT_PORT, PEER_PORT, SimClock, SimNet, align_task_ids, lock};
+use crate::world::hosts::{Nodes, PEER_PORT, config, seams};
+use crate::world::{align_task_ids, lock};
 
 /// How long things go wrong, unless a cluster serves before.
 const CHAOS: Duration = Duration::from_secs(6);
@@ -89,8 +90,6 @@ struct Run<'a> {
     outcome: Outcome,
 }
 
-type Nodes = Arc<Mutex<BTreeMap<&'static str, Arc<Node>>>>;
-
 impl Run<'_> {
     fn new(seed: u64, log: Log) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
@@ -113,16 +112,9 @@ impl Run<'_> {
         let nodes: Nodes = Arc::default();
         for (host, name) in HOSTS.into_iter().zip(names) {
             let fitting: Vec<_> = lists.iter().filter(|list| list.contains(&host)).collect();
-            let mut config = Config::new(name, disk_id(seed, host));
-            config.seeds = fitting[rng.usize(0..fitting.len())]
-                .iter()
-                .map(|seed| format!("{seed}:{PEER_PORT}"))
-                .collect();
-            config.bootstrap_expect = Some(EXPECT);
-            config.listen = format!("0.0.0.0:{CLIENT_PORT}");
-            config.peer_listen = format!("0.0.0.0:{PEER_PORT}");
+            let seeds = fitting[rng.usize(0..fitting.len())];
+            let mut config = config(name, disk_id(seed, host), seeds, EXPECT);
             config.peer_advertise = Some(format!("{host}:{PEER_PORT}"));
-            config.ballast_bytes = 0;
             // Slower than the defaults: what is simulated here is the time before there is a leader.
             config.heartbeat = Duration::from_millis(150);
             (config.election_min, config.election_max) =
@@ -334,14 +326,7 @@ fn disk_id(seed: u64, host: &str) -> String {
 
 async fn serve(host: &'static str, config: Config, nodes: Nodes, delay: Option<Duration>) -> turmoil::Result {
     tokio::time::sleep(delay.unwrap_or_default()).await;
-    let seams = Seams {
-        net: Arc::new(SimNet),
-        clock: Arc::new(SimClock { start: tokio::time::Instant::now() }),
-        vfs: Some(simdisk::VFS.to_owned()),
-        writer: Writer::Inline,
-        ..Seams::default()
-    };
-    let node = Arc::new(Node::start(config, seams).await?);
+    let node = Arc::new(Node::start(config, seams(1.0, None)).await?);
     lock(&nodes).insert(host, node.clone());
     Err(format!("{host}: {}", node.failed().await).into())
 }

@@ -148,15 +148,41 @@ impl History {
         self.end(hold, true);
     }
 
+    /// A client's process ended, whatever it held: it believes nothing any more.
+    pub fn died(&self, client: &str, now: Duration) {
+        let mut state = self.lock();
+        state.holds.iter_mut().filter(|hold| hold.client == client).for_each(|hold| {
+            hold.ended.get_or_insert(now);
+        });
+    }
+
     /// The harness froze a client: it cannot know what it holds.
     pub fn paused(&self, client: &str) {
-        let from = self.now();
+        self.paused_at(client, self.now());
+    }
+
+    /// The same, by a harness that is outside of the history's clock.
+    pub fn paused_at(&self, client: &str, from: Duration) {
         self.lock().pauses.push(Pause { client: client.to_owned(), from, to: None });
     }
 
     /// And let it go on.
     pub fn resumed(&self, client: &str) {
-        let now = self.now();
+        self.resumed_at(client, self.now());
+    }
+
+    /// Whether a client believes to hold something.
+    pub fn is_holding(&self, client: &str) -> bool {
+        self.lock().holds.iter().any(|hold| hold.client == client && hold.ended.is_none())
+    }
+
+    /// Whether the harness has frozen it.
+    pub fn is_paused(&self, client: &str) -> bool {
+        self.lock().pauses.iter().any(|pause| pause.client == client && pause.to.is_none())
+    }
+
+    /// The same, by a harness that is outside of the history's clock.
+    pub fn resumed_at(&self, client: &str, now: Duration) {
         let mut state = self.lock();
         let pause = state.pauses.iter_mut().rev().find(|pause| pause.client == client && pause.to.is_none());
         pause.expect("it was paused").to = Some(now);
@@ -180,6 +206,19 @@ impl History {
             writes: state.writes.iter().filter(|write| write.accepted).count(),
             stale_writes_refused: state.writes.iter().filter(|write| !write.accepted).count(),
         })
+    }
+
+    /// Runs H2 and H3: what holds even when clocks are off by more than the contract allows.
+    pub fn check_tokens(&self) -> Result<(), Violation> {
+        let state = self.lock();
+        fenced_resource(&state)?;
+        token_order(&state)
+    }
+
+    /// Every grant that a client saw: its owner, the lock, the token.
+    pub fn grants(&self) -> Vec<(String, String, u64)> {
+        let state = self.lock();
+        state.holds.iter().map(|hold| (hold.client.clone(), hold.lock.clone(), hold.token)).collect()
     }
 
     /// Runs H10 against the holders in the replicated state: (lock, token).
@@ -278,7 +317,10 @@ fn fenced_resource(state: &State) -> Result<(), Violation> {
 fn token_order(state: &State) -> Result<(), Violation> {
     let mut by_token: Vec<&Hold> = state.holds.iter().collect();
     by_token.sort_by_key(|hold| hold.token);
-    if let Some(twice) = by_token.windows(2).find(|pair| pair[0].token == pair[1].token) {
+    // One grant may be of several locks.
+    let same_grant = |one: &Hold, other: &Hold| one.client == other.client && one.lock != other.lock;
+    let twice = |pair: &&[&Hold]| pair[0].token == pair[1].token && !same_grant(pair[0], pair[1]);
+    if let Some(twice) = by_token.windows(2).find(twice) {
         return Err(Violation { check: "H3", seen: format!("one token, two grants: {twice:?}") });
     }
     // Walking up the tokens: nobody may have asked after a grant with a higher token was answered.
@@ -286,6 +328,7 @@ fn token_order(state: &State) -> Result<(), Violation> {
     for hold in by_token.iter().rev() {
         if let Some(above) = earliest_answer_above
             && above.granted < hold.asked
+            && above.token > hold.token
         {
             return Err(Violation {
                 check: "H3",

@@ -12,6 +12,7 @@ use raftlock_tests::tally::Tally;
 
 mod crash;
 mod founding;
+mod sim;
 mod soak;
 mod tiers;
 
@@ -32,6 +33,8 @@ struct Cli {
 enum Suite {
     /// Every crash point of the store
     Crash(crash::Args),
+    /// A cluster and its clients in one thread, while everything goes wrong
+    Sim(sim::Args),
     /// New nodes found a cluster while everything goes wrong
     Founding(founding::Args),
     /// A tier: all suites, one after another
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Tally> {
     let tally = match cli.suite {
         Suite::Crash(args) => crash::run(&args),
+        Suite::Sim(args) => sim::run(&args, &cli.server),
         Suite::Founding(args) => founding::run(&args),
         Suite::Tier { tier } => tiers::run(tier, &cli.server),
         Suite::Soak(args) => soak::run(&args, &cli.server),

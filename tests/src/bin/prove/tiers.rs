@@ -58,21 +58,28 @@ pub fn run(tier: Tier, server: &Path) -> anyhow::Result<Tally> {
 
 /// Runs this program with other arguments, and gives what its suite came to.
 pub fn one(arguments: &[impl AsRef<str>], server: &Path) -> anyhow::Result<Tally> {
-    let program = std::env::current_exe().context("the path of this program")?;
     let left = Left::new()?;
-    let status = Command::new(program)
-        .args(arguments.iter().map(AsRef::as_ref))
-        .arg("--server")
-        .arg(server)
-        .arg("--tally")
-        .arg(&left.0)
-        .status()
-        .context("this program, started again")?;
+    let status = again(arguments, server, &left)?.status().context("this program, started again")?;
     if !status.success() {
         bail!("it ended with {status}");
     }
-    let text = std::fs::read_to_string(&left.0).context("what the step came to")?;
-    Ok(serde_json::from_str(&text)?)
+    left.read()
+}
+
+/// The same, and what it says is heard only if it fails.
+pub fn one_quietly(arguments: &[impl AsRef<str>], server: &Path) -> anyhow::Result<Tally> {
+    let left = Left::new()?;
+    let output = again(arguments, server, &left)?.output().context("this program, started again")?;
+    if !output.status.success() {
+        bail!("it ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    left.read()
+}
+
+fn again(arguments: &[impl AsRef<str>], server: &Path, left: &Left) -> anyhow::Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
+    command.args(arguments.iter().map(AsRef::as_ref)).arg("--server").arg(server).arg("--tally").arg(&left.0);
+    Ok(command)
 }
 
 /// Where a step leaves its counts. It is gone with this.
@@ -83,6 +90,11 @@ impl Left {
         let (file, path) = tempfile::Builder::new().prefix("tally-").tempfile()?.keep()?;
         drop(file);
         Ok(Left(path))
+    }
+
+    fn read(&self) -> anyhow::Result<Tally> {
+        let text = std::fs::read_to_string(&self.0).context("what the step came to")?;
+        Ok(serde_json::from_str(&text)?)
     }
 }
 

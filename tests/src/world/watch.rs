@@ -1,0 +1,224 @@
+//! What must hold of the log and of every node, looked at while it happens.
+//!
+//! - An index has one content, whoever applies it, however often, and whatever crashed in between: what was committed
+//!   is never lost and never changed. (Raft: leader completeness, state machine safety.)
+//! - Terms do not fall along the log.
+//! - After the same entry every table has the same running hash, restarts and snapshots included.
+//! - A node applies in order, without holes.
+//! - Cluster time never runs faster than real time.
+//! - The log, replayed, gives the grants that the clients saw, and no others to them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lock_table::{Batch, Command, Event, LockTable, Outcome, Output};
+use raftlock_server::node::{Applied, Witness};
+
+use super::lock;
+use super::run::Trace;
+
+/// What every node has applied, and the first thing that was wrong with it.
+#[derive(Clone, Default)]
+pub(crate) struct Watch(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    log: BTreeMap<u64, Entry>,
+    /// The last index that each host has applied in this life.
+    applied: BTreeMap<&'static str, u64>,
+    trace: Trace,
+    cluster_time_ms: u64,
+    /// How much faster than real time the fastest clock of the run goes.
+    rate_max: f64,
+    installs: u64,
+    leaders: u64,
+    broken: Option<String>,
+}
+
+struct Entry {
+    term: u64,
+    leader: u64,
+    batch: Option<Vec<u8>>,
+    trail: u64,
+}
+
+impl Watch {
+    pub(crate) fn new(rate_max: f64, trace: Trace) -> Watch {
+        Watch(Arc::new(Mutex::new(State { rate_max, trace, ..State::default() })))
+    }
+
+    /// The witness of one life of a node.
+    pub(crate) fn of(&self, host: &'static str) -> Arc<dyn Witness> {
+        lock(&self.0).applied.remove(host);
+        Arc::new(HostWitness { host, watch: self.clone() })
+    }
+
+    /// What was wrong first, if anything was.
+    pub(crate) fn broken(&self) -> Option<String> {
+        lock(&self.0).broken.clone()
+    }
+
+    /// How many snapshots were installed, and how often an entry had another leader than the one before.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        let state = lock(&self.0);
+        (state.installs, state.leaders)
+    }
+
+    /// How many entries were committed.
+    pub(crate) fn entries(&self) -> u64 {
+        lock(&self.0).log.len() as u64
+    }
+
+    /// Runs the log through a fresh table: it must come to the same, and gives all its grants.
+    pub(crate) fn replay(&self) -> Result<Replay, String> {
+        let state = lock(&self.0);
+        let mut replay = Replay::default();
+        for (index, entry) in &state.log {
+            let Some(bytes) = &entry.batch else { continue };
+            let batch = Batch::decode(bytes).map_err(|error| format!("entry {index}: {error}"))?;
+            replay.apply(*index, bytes, batch)?;
+            if replay.table.trail() != entry.trail {
+                return Err(format!("entry {index}: replayed, the table has another hash"));
+            }
+        }
+        Ok(replay)
+    }
+}
+
+/// The log once more, and what it granted.
+#[derive(Default)]
+pub(crate) struct Replay {
+    pub(crate) table: LockTable,
+    /// By token: the owner and the names.
+    pub(crate) grants: BTreeMap<u64, (String, Vec<String>)>,
+    owners: BTreeMap<u64, String>,
+    asked: BTreeMap<(u64, u64), Vec<String>>,
+}
+
+impl Replay {
+    fn apply(&mut self, index: u64, bytes: &[u8], batch: Batch) -> Result<(), String> {
+        let commands = batch.commands.clone();
+        self.table.begin(batch).map_err(|error| format!("entry {index}: {error}"))?;
+        let mut outputs = Vec::new();
+        while !self.table.step(usize::MAX, &mut outputs) {}
+        self.table.mark_trail(&[index, crc32c::crc32c(bytes).into()]);
+        self.table.check().map_err(|broken| format!("entry {index}: {broken}"))?;
+        for output in outputs {
+            match output {
+                Output::Outcome { command, outcome } => self.outcome(&commands[command], &outcome)?,
+                Output::Event(Event::Granted { session, ticket, token, .. }) => {
+                    self.grant(session.get(), ticket.get(), token.get())?;
+                }
+                Output::Event(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, command: &Command, outcome: &Outcome) -> Result<(), String> {
+        if let (Command::Open { owner, .. }, Outcome::Opened { session, .. }) = (command, outcome) {
+            self.owners.insert(session.get(), owner.as_str().to_owned());
+        }
+        if let Command::Acquire { session, ticket, names, .. } = command {
+            let names = names.iter().map(|name| name.as_str().to_owned()).collect();
+            self.asked.entry((session.get(), ticket.get())).or_insert(names);
+        }
+        match outcome {
+            Outcome::Granted { session, ticket, token, .. } => {
+                self.grant(session.get(), ticket.get(), token.get())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn grant(&mut self, session: u64, ticket: u64, token: u64) -> Result<(), String> {
+        let names = self.asked.get(&(session, ticket)).cloned().unwrap_or_default();
+        let grant = (self.owners.get(&session).cloned().unwrap_or_default(), names);
+        match self.grants.insert(token, grant.clone()) {
+            // The same request again: the same answer.
+            Some(before) if before != grant => Err(format!("token {token}: to {before:?} and to {grant:?}")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct HostWitness {
+    host: &'static str,
+    watch: Watch,
+}
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Witness for HostWitness {
+    fn applied(&self, entry: &Applied<'_>) {
+        let now = turmoil::sim_elapsed().unwrap_or_default();
+        let mut state = lock(&self.watch.0);
+        if let Err(broken) = state.applied(self.host, entry, now) {
+            state.broken.get_or_insert(broken);
+        }
+    }
+
+    fn installed(&self, index: u64, trail: u64) {
+        let mut state = lock(&self.watch.0);
+        state.applied.insert(self.host, index);
+        state.installs += 1;
+        if state.log.get(&index).is_some_and(|entry| entry.trail != trail) {
+            let broken = format!("{} installed a snapshot up to {index} with another hash", self.host);
+            state.broken.get_or_insert(broken);
+        }
+    }
+}
+
+impl State {
+    fn applied(&mut self, host: &'static str, entry: &Applied<'_>, now: Duration) -> Result<(), String> {
+        let Applied { index, term, leader, batch, trail } = *entry;
+        if let Some(before) = self.applied.insert(host, index)
+            && index != before + 1
+        {
+            return Err(format!("{host} applied {index} after {before}"));
+        }
+        if let Some(known) = self.log.get(&index) {
+            let same = (known.term, known.leader, known.batch.as_deref()) == (term, leader, batch);
+            return match (same, known.trail == trail) {
+                (true, true) => Ok(()),
+                (true, false) => Err(format!("{host}: another hash of the table after entry {index}")),
+                (false, _) => Err(format!("{host}: entry {index} is not what others have applied there")),
+            };
+        }
+        self.first(host, entry, now)
+    }
+
+    /// Nobody has applied this entry before.
+    fn first(&mut self, host: &str, entry: &Applied<'_>, now: Duration) -> Result<(), String> {
+        let Applied { index, term, leader, batch, trail } = *entry;
+        let before = self.log.last_key_value().map(|(last, entry)| (*last, entry.term, entry.leader));
+        if let Some((last, last_term, last_leader)) = before {
+            if index != last + 1 {
+                return Err(format!("{host} is the first to apply {index}, after {last}"));
+            }
+            if term < last_term {
+                return Err(format!("entry {index} has term {term}, the one before {last_term}"));
+            }
+            self.leaders += u64::from((term, leader) != (last_term, last_leader));
+        }
+        self.trace.line(now, &format!("{host} applies {index} {term} {leader:x} {trail:016x}"));
+        self.log.insert(index, Entry { term, leader, batch: batch.map(<[u8]>::to_vec), trail });
+        if let Some(batch) = batch.and_then(|bytes| Batch::decode(bytes).ok()) {
+            self.cluster_time_ms += batch.dt_ms;
+            let real = now.mul_f64(self.rate_max).as_millis() as u64;
+            if self.cluster_time_ms > real {
+                return Err(format!(
+                    "cluster time {} ms after {real} ms, at entry {index}",
+                    self.cluster_time_ms
+                ));
+            }
+        }
+        Ok(())
+    }
+}
