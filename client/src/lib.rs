@@ -51,6 +51,7 @@ mod lease;
 mod limits;
 mod lock;
 mod outbox;
+mod planted;
 mod retry;
 #[doc(hidden)]
 pub mod seams;

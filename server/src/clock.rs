@@ -5,6 +5,7 @@
 //! early. What a stall loses is lost for good; it is never caught up by later batches (etcd issue 15247 is what
 //! happens otherwise). The wall clock is read once in a cluster's life, for its first fencing token.
 
+use lock_table::planted;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -51,6 +52,12 @@ impl Clock for SystemClock {
     }
 }
 
+/// Planted: what no apply may read. Nothing calls it in an ordinary build.
+#[allow(clippy::disallowed_methods, reason = "this is the clock file")]
+pub(crate) fn wall_micros() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64)
+}
+
 /// The clock of one term of office: how much time each batch adds.
 #[derive(Debug)]
 pub struct LeaderClock {
@@ -65,7 +72,8 @@ pub struct LeaderClock {
 impl LeaderClock {
     /// A leader's clock, at the beginning of its office.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        LeaderClock { clock, closed: None, rest: Duration::ZERO, stalls: 0 }
+        let closed = planted::is("naive-clock").then(|| clock.monotonic());
+        LeaderClock { clock, closed, rest: Duration::ZERO, stalls: 0 }
     }
 
     /// The `dt` in milliseconds of the batch that was closed just now. Called once a batch, after it was closed: a
@@ -77,7 +85,11 @@ impl LeaderClock {
         let Some(before) = self.closed.replace(now) else { return 0 };
         let passed = now.saturating_sub(before);
         self.stalls += u64::from(ticking && passed > STALL);
-        let dt = (passed + self.rest).min(DT_MAX);
+        let dt_max = if planted::is("no-clamp") { Duration::MAX } else { DT_MAX };
+        let dt = (passed + self.rest).min(dt_max);
+        if planted::is("clamp-without-reanchor") || planted::is("naive-clock") {
+            self.closed = Some(before + dt);
+        }
         let ms = dt.as_millis() as u64;
         self.rest = dt - Duration::from_millis(ms);
         ms

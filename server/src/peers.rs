@@ -5,6 +5,7 @@
 //! message that is refused is never counted as a vote or an acknowledgement. Nothing here decides by address: a lagging
 //! node does not know the newest members, so the membership is no filter either.
 
+use lock_table::planted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
@@ -212,7 +213,7 @@ impl PeerGuard {
     pub async fn check_reply(&self, asked: u64, envelope: Option<&Envelope>) -> Result<(), Refusal> {
         let checked = async {
             let envelope = self.check_cluster_and_target(envelope)?;
-            if envelope.sender != asked {
+            if envelope.sender != asked && !planted::is("identity-unchecked") {
                 return Err(Refusal::WrongSender { asked, answered: envelope.sender });
             }
             self.check_boot(envelope).await
@@ -227,7 +228,7 @@ impl PeerGuard {
                 ClusterId::from_slice(&envelope.cluster_id).map_or("none".into(), |id| id.to_string());
             return Err(Refusal::WrongCluster { theirs, ours: self.identity.cluster });
         }
-        if envelope.target != self.identity.me {
+        if envelope.target != self.identity.me && !planted::is("identity-unchecked") {
             return Err(Refusal::WrongNode { meant: envelope.target, me: self.identity.me });
         }
         Ok(envelope)

@@ -6,14 +6,19 @@
 //! - [`founders`]: new nodes that found a cluster in that world, while everything goes wrong.
 //! - [`history`]: who believed to hold what, when, and under which token; and the checks that no run may fail.
 //! - [`crash_points`]: every moment at which the store's disk can fail, and what must be there afterwards.
+//! - [`clock_schedules`], [`table_rules`]: rules of the leader's clock and of the lock table that need no cluster.
+//! - [`planted`]: bugs that the product has in one build only, and the suite that must find each.
 //! - [`tally`]: what a suite came to, in counts that add up.
 //!
 //! The checks look at what clients saw, never at what a server says of itself, except for the final state.
 
+pub mod clock_schedules;
 pub mod cluster;
 pub mod crash_points;
 pub mod founders;
 pub mod history;
+pub mod planted;
+pub mod table_rules;
 pub mod tally;
 pub mod world;
 

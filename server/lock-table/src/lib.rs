@@ -128,6 +128,8 @@ mod grant;
 mod limits;
 mod lock;
 mod outcome;
+#[doc(hidden)]
+pub mod planted;
 mod records;
 mod requests;
 mod restore;

@@ -5,6 +5,7 @@
 //! the acknowledgement it carried.
 
 use crate::outcome::{Event, How, Outcome, Output, Rejection};
+use crate::planted;
 use crate::session::{Arguments, Ask, Finished, Kind, State};
 use crate::table::LockTable;
 use crate::types::{Sequence, SessionId, Ticket, Token, Wait};
@@ -32,11 +33,15 @@ impl LockTable {
     ) -> Result<Outcome, Rejection> {
         // Who is past its deadline gets nothing. Nobody else got its locks yet, but that is a
         // matter of moments.
-        if self.is_overdue(session) || !self.acknowledge(session, acked) {
+        if self.is_overdue(session) && !planted::is("grant-to-the-dead") || !self.acknowledge(session, acked)
+        {
             return Ok(Outcome::SessionUnknown { session });
         }
         let arguments = Arguments::of_ticket(&ask, wait);
         match self.find(session, ticket) {
+            Found::Live(_) if planted::is("no-dedup") => {
+                self.acquire_new(session, ticket, ask, arguments, wait)
+            }
             Found::Live(sequence) if self.request(sequence).arguments == arguments => {
                 Ok(self.standing(sequence))
             }
@@ -121,7 +126,9 @@ impl LockTable {
             return Outcome::SessionUnknown { session };
         }
         let how = match self.find(session, ticket) {
-            Found::Live(sequence) if self.request(sequence).token() == Some(token) => {
+            Found::Live(sequence)
+                if self.request(sequence).token() == Some(token) || planted::is("release-ignores-token") =>
+            {
                 self.finish_request(sequence, How::Released);
                 How::Released
             }

@@ -1,5 +1,6 @@
 //! What the rest of the server may ask of consensus, in words that are not openraft's.
 
+use lock_table::planted;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -183,6 +184,9 @@ impl RaftHandle {
     pub async fn read_point(&self) -> Result<(), ReadError> {
         if self.standing.borrow().office.is_none() {
             return Err(ReadError::NotLeader);
+        }
+        if planted::is("local-read") {
+            return Ok(());
         }
         match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Ok(()),

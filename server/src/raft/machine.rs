@@ -9,6 +9,7 @@
 //! - The outputs of a batch reach [`Streams`] before any reader sees its effects, and in log order.
 //! - Bytes that do not decode, or a rule version from the future, stop the node: another node may know better.
 
+use lock_table::planted;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -162,12 +163,15 @@ pub struct MachineWriter(Machine);
 
 impl MachineWriter {
     async fn apply_batch(&mut self, id: LogId, bytes: &[u8]) -> io::Result<()> {
-        let batch = Batch::decode(bytes).map_err(|error| {
+        let mut batch = Batch::decode(bytes).map_err(|error| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("log entry {id} is no batch of the lock table: {error}"),
             )
         })?;
+        if planted::is("wall-clock-in-apply") {
+            batch.dt_ms += crate::clock::wall_micros() % 3;
+        }
         let stamp = batch.stamp;
         let machine = &self.0;
         {
@@ -266,7 +270,11 @@ impl RaftStateMachine<Types> for MachineWriter {
             .snapshot_begin()
             .expect("openraft calls this between two applies, so no batch is half done");
         state.bytes_since_snapshot = 0;
-        let meta = SnapshotMeta { last_log_id: state.applied, last_membership: state.membership.clone() };
+        let last_membership = match planted::is("snapshot-without-membership") {
+            true => StoredMembership::default(),
+            false => state.membership.clone(),
+        };
+        let meta = SnapshotMeta { last_log_id: state.applied, last_membership };
         Some(SnapshotBuilder::new(self.0.clone(), state.generation, meta))
     }
 

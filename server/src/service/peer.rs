@@ -4,6 +4,7 @@
 //! that it promised to join makes it a member. A follower's relay ends here, on the leader: its streams are streams
 //! of this node's table like any other.
 
+use lock_table::planted;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -85,7 +86,7 @@ impl Desk {
         let me = self.founding.me().0;
         match envelope {
             // Its old self: the data directory was emptied, and this node never answers for the one it was.
-            Some(envelope) if envelope.target != me => {
+            Some(envelope) if envelope.target != me && !planted::is("identity-unchecked") => {
                 let refusal = Refusal::WrongNode { meant: envelope.target, me };
                 return refused(&refusal, None);
             }

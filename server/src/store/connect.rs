@@ -6,6 +6,7 @@
 
 use super::schema::{self, File, Found};
 use super::{StoreError, StoreOptions};
+use lock_table::planted;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags};
@@ -60,6 +61,10 @@ pub(super) fn connect(file: &File, options: &StoreOptions) -> Result<Opened, Sto
     set(&db, file.name, "wal_autocheckpoint", "0", &Value::Integer(0))?;
     // No temporary files beside ours.
     set(&db, file.name, "temp_store", "MEMORY", &Value::Integer(2))?;
+
+    if planted::is("synchronous-normal") {
+        pragma(&db, file.name, "PRAGMA synchronous=NORMAL")?;
+    }
 
     let new = found == Found::Nothing;
     if new {

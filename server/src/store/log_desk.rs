@@ -7,6 +7,7 @@ use super::batch::Desk;
 use super::row::{checksum, checksum_at, encode_floor, encode_pointer, from_sql, to_sql};
 use super::{Floor, SnapshotPointer, StoreError, schema};
 use bytes::Bytes;
+use lock_table::planted;
 use rusqlite::{Connection, params};
 use std::ops::Range;
 
@@ -81,6 +82,11 @@ impl LogDesk {
     }
 
     fn truncate(&mut self, db: &Connection, from: u64) -> Result<(), StoreError> {
+        if planted::is("truncate-forward") {
+            run(db, "truncating", "DELETE FROM log WHERE idx = ?1", params![to_sql(from)?])?;
+            run(db, "truncating", "COMMIT", [])?;
+            run(db, "truncating", "BEGIN IMMEDIATE", [])?;
+        }
         run(db, "truncating", "DELETE FROM log WHERE idx >= ?1", params![to_sql(from)?])?;
         if self.floor.is_none() && self.begin.is_some_and(|begin| from <= begin) {
             run(db, "truncating", "DELETE FROM value WHERE name = ?1", params![BEGIN])?;
@@ -133,6 +139,7 @@ impl Desk for LogDesk {
         match work {
             LogWork::Append(rows) => self.append(db, &rows)?,
             LogWork::Truncate(from) => self.truncate(db, from)?,
+            LogWork::Put(name, _) if name == VOTE && planted::is("vote-not-saved") => {}
             LogWork::Put(name, data) => put(db, &name, &data)?,
             LogWork::Switch(pointer, floor) => {
                 put(db, POINTER, &encode_pointer(&pointer))?;

@@ -9,9 +9,12 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use raftlock_tests::tally::Tally;
+use raftlock_tests::{clock_schedules, table_rules};
 
 mod crash;
 mod founding;
+mod planted;
+mod quick;
 mod sim;
 mod soak;
 mod tiers;
@@ -19,9 +22,6 @@ mod tiers;
 #[derive(Parser)]
 #[command(name = "prove", about = "Runs the suites that prove RaftLock", max_term_width = 100)]
 struct Cli {
-    /// The server's program, for suites that start processes
-    #[arg(long, global = true, default_value = "target/release/raftlock")]
-    server: PathBuf,
     /// A file for what the suite came to, as JSON
     #[arg(long, global = true)]
     tally: Option<PathBuf>,
@@ -37,6 +37,12 @@ enum Suite {
     Sim(sim::Args),
     /// New nodes found a cluster while everything goes wrong
     Founding(founding::Args),
+    /// The leader's clock under stalls and changes of leader
+    Clock(quick::Args),
+    /// Old tokens and dead sessions at the lock table
+    Table(quick::Args),
+    /// Bugs that a suite must find
+    Planted(planted::Args),
     /// A tier: all suites, one after another
     Tier {
         /// Which
@@ -62,10 +68,13 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<Tally> {
     let tally = match cli.suite {
         Suite::Crash(args) => crash::run(&args),
-        Suite::Sim(args) => sim::run(&args, &cli.server),
+        Suite::Sim(args) => sim::run(&args),
         Suite::Founding(args) => founding::run(&args),
-        Suite::Tier { tier } => tiers::run(tier, &cli.server),
-        Suite::Soak(args) => soak::run(&args, &cli.server),
+        Suite::Clock(args) => quick::run(&args, "clock", clock_schedules::run),
+        Suite::Table(args) => quick::run(&args, "table", table_rules::run),
+        Suite::Planted(args) => planted::run(&args),
+        Suite::Tier { tier } => tiers::run(tier),
+        Suite::Soak(args) => soak::run(&args),
     }?;
     if let Some(file) = &cli.tally {
         std::fs::write(file, serde_json::to_string(&tally)?).context("the file for the counts")?;

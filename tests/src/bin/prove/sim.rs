@@ -27,7 +27,7 @@ pub struct Args {
     trace: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, server: &Path) -> anyhow::Result<Tally> {
+pub fn run(args: &Args) -> anyhow::Result<Tally> {
     if args.seeds == 1 {
         return one(args.from, args.trace.as_deref());
     }
@@ -39,7 +39,7 @@ pub fn run(args: &Args, server: &Path) -> anyhow::Result<Tally> {
         let mut tally = Tally::default();
         while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             let arguments = ["sim", "--seeds", "1", "--from", &seed.to_string()];
-            let done = tiers::one_quietly(&arguments, server);
+            let done = tiers::one_quietly(&arguments);
             let done =
                 done.with_context(|| format!("seed {seed}; again: tests/prove sim --seeds 1 --from {seed}"));
             tally.merge(&done?);

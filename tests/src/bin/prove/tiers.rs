@@ -3,7 +3,7 @@
 //! A step is this same program with other arguments, in a process of its own: a suite that aborts ends its step and
 //! not the tier. What a step came to it leaves in a file, so that the tier can add up.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -26,19 +26,32 @@ type Step = &'static [&'static str];
 impl Tier {
     fn steps(self) -> &'static [Step] {
         match self {
-            Tier::Ci => &[&["founding", "--seeds", "200"]],
-            Tier::Full => &[&["founding", "--seeds", "1000"]],
+            Tier::Ci => &[
+                &["clock", "--seeds", "10000"],
+                &["table", "--seeds", "200"],
+                &["founding", "--seeds", "200"],
+                &["crash", "--images", "100000"],
+                &["sim", "--seeds", "600"],
+            ],
+            Tier::Full => &[
+                &["clock", "--seeds", "100000"],
+                &["table", "--seeds", "2000"],
+                &["founding", "--seeds", "1000"],
+                &["crash", "--images", "300000"],
+                &["sim", "--seeds", "2000"],
+                &["planted"],
+            ],
         }
     }
 }
 
 /// Runs a tier to its end, also after a step that failed.
-pub fn run(tier: Tier, server: &Path) -> anyhow::Result<Tally> {
+pub fn run(tier: Tier) -> anyhow::Result<Tally> {
     let (mut all, mut failed) = (Tally::default(), Vec::new());
     for step in tier.steps() {
         let name = step.join(" ");
         println!("--- {name}");
-        let (took, done) = timed(|| one(step, server));
+        let (took, done) = timed(|| one(step));
         match done {
             Ok(tally) => {
                 println!("--- {name}: {:.0} s: {tally}", took.as_secs_f64());
@@ -57,9 +70,9 @@ pub fn run(tier: Tier, server: &Path) -> anyhow::Result<Tally> {
 }
 
 /// Runs this program with other arguments, and gives what its suite came to.
-pub fn one(arguments: &[impl AsRef<str>], server: &Path) -> anyhow::Result<Tally> {
+pub fn one(arguments: &[impl AsRef<str>]) -> anyhow::Result<Tally> {
     let left = Left::new()?;
-    let status = again(arguments, server, &left)?.status().context("this program, started again")?;
+    let status = again(arguments, &left)?.status().context("this program, started again")?;
     if !status.success() {
         bail!("it ended with {status}");
     }
@@ -67,18 +80,18 @@ pub fn one(arguments: &[impl AsRef<str>], server: &Path) -> anyhow::Result<Tally
 }
 
 /// The same, and what it says is heard only if it fails.
-pub fn one_quietly(arguments: &[impl AsRef<str>], server: &Path) -> anyhow::Result<Tally> {
+pub fn one_quietly(arguments: &[impl AsRef<str>]) -> anyhow::Result<Tally> {
     let left = Left::new()?;
-    let output = again(arguments, server, &left)?.output().context("this program, started again")?;
+    let output = again(arguments, &left)?.output().context("this program, started again")?;
     if !output.status.success() {
         bail!("it ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     left.read()
 }
 
-fn again(arguments: &[impl AsRef<str>], server: &Path, left: &Left) -> anyhow::Result<Command> {
+fn again(arguments: &[impl AsRef<str>], left: &Left) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe().context("the path of this program")?);
-    command.args(arguments.iter().map(AsRef::as_ref)).arg("--server").arg(server).arg("--tally").arg(&left.0);
+    command.args(arguments.iter().map(AsRef::as_ref)).arg("--tally").arg(&left.0);
     Ok(command)
 }
 
