@@ -5,6 +5,7 @@
 //! | H1 believers | per lock, no two exclusive holds overlap: from the guard handed out to the release sent, or the loss seen. A client that the harness froze is excused for that time |
 //! | H2 fenced resource | accepted writes have tokens that never fall, and each was granted to its writer; a write with an older token than one accepted before is refused |
 //! | H3 token order | tokens are unique; a grant that was answered before another was asked for has the lower token |
+//! | H4 reads | what a client is told of a lock is not older than what was answered before it asked |
 //! | H10 durability | at the end, every hold that was neither released nor lost is in the replicated state, under its token |
 //!
 //! An operation whose outcome is unknown stays open for ever: it may or may not have happened.
@@ -26,6 +27,19 @@ struct State {
     holds: Vec<Hold>,
     writes: Vec<Write>,
     pauses: Vec<Pause>,
+    reads: Vec<Read>,
+}
+
+/// What a client was told of who holds an exclusive lock.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "who asked is for people who read a violation")]
+struct Read {
+    client: String,
+    lock: String,
+    /// The token of the holder; none if the lock is free.
+    token: Option<u64>,
+    asked: Duration,
+    answered: Duration,
 }
 
 /// One guard's life, as its client saw it.
@@ -38,6 +52,8 @@ struct Hold {
     granted: Duration,
     /// When the client stopped believing: release sent, or loss seen.
     ended: Option<Duration>,
+    /// When the cluster said that it is released.
+    released: Option<Duration>,
     /// A release may have been lost with its client.
     surely_over: bool,
 }
@@ -87,7 +103,7 @@ impl fmt::Display for Summary {
 /// A check that failed: which, and what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// H1, H2, H3 or H10.
+    /// H1, H2, H3, H4 or H10.
     pub check: &'static str,
     /// What was seen.
     pub seen: String,
@@ -128,6 +144,7 @@ impl History {
             asked,
             granted,
             ended: None,
+            released: None,
             surely_over: false,
         });
         HoldId(state.holds.len() - 1)
@@ -141,6 +158,8 @@ impl History {
     /// The release was answered.
     pub fn released(&self, hold: HoldId) {
         self.end(hold, true);
+        let now = self.now();
+        self.lock().holds[hold.0].released = Some(now);
     }
 
     /// The client was told that it lost the lock.
@@ -194,12 +213,19 @@ impl History {
         self.lock().writes.push(write);
     }
 
-    /// Runs H1, H2 and H3.
+    /// A client was told who holds an exclusive lock.
+    pub fn read(&self, client: &str, lock: &str, token: Option<u64>, asked: Duration) {
+        let (client, lock, answered) = (client.to_owned(), lock.to_owned(), self.now());
+        self.lock().reads.push(Read { client, lock, token, asked, answered });
+    }
+
+    /// Runs H1, H2, H3 and H4 for reads.
     pub fn check(&self) -> Result<Summary, Violation> {
         let state = self.lock();
         believers(&state)?;
         fenced_resource(&state)?;
         token_order(&state)?;
+        reads(&state)?;
         Ok(Summary {
             grants: state.holds.len(),
             ended: state.holds.iter().filter(|hold| hold.ended.is_some()).count(),
@@ -344,6 +370,25 @@ fn token_order(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
+fn reads(state: &State) -> Result<(), Violation> {
+    let mut by_lock: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
+    state.holds.iter().for_each(|hold| by_lock.entry(&hold.lock).or_default().push(hold));
+    for read in &state.reads {
+        for hold in by_lock.get(read.lock.as_str()).into_iter().flatten() {
+            let is_older = read.token.is_some_and(|token| token < hold.token) && hold.granted < read.asked;
+            let released_before = hold.released.is_some_and(|at| at < read.asked);
+            let is_over = read.token == Some(hold.token) && released_before;
+            // Whoever believes all the while does hold it, unless it is frozen.
+            let held = hold.granted < read.asked && hold.ended.is_none_or(|ended| ended > read.answered);
+            let is_missed = held && read.token.is_none() && !was_paused(state, &hold.client, read.answered);
+            if is_older || is_over || is_missed {
+                return Err(Violation { check: "H4", seen: format!("{read:?} is stale: {hold:?}") });
+            }
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -440,6 +485,41 @@ mod tests {
         history.releasing(first);
         grant(&history, "b", 5);
         assert_eq!(fired(&history), Some("H3"));
+    }
+
+    #[test]
+    fn a_stale_read_is_seen() {
+        let history = history();
+        let first = grant(&history, "a", 1);
+        let asked = history.now();
+        history.read("c", "k", Some(1), asked);
+        history.releasing(first);
+        history.released(first);
+        assert_eq!(fired(&history), None);
+        let asked = history.now();
+        history.read("c", "k", Some(1), asked);
+        assert_eq!(fired(&history), Some("H4"));
+
+        let lost = self::history();
+        lost.lost(grant(&lost, "a", 1));
+        lost.read("c", "k", Some(1), lost.now());
+        assert_eq!(fired(&lost), None, "the cluster sees the end of a lease later than its client");
+    }
+
+    #[test]
+    fn a_read_of_what_is_long_over_or_that_misses_a_holder_is_seen() {
+        let over = history();
+        let first = grant(&over, "a", 1);
+        over.releasing(first);
+        over.released(first);
+        grant(&over, "b", 2);
+        over.read("c", "k", Some(1), over.now());
+        assert_eq!(fired(&over), Some("H4"));
+
+        let missed = history();
+        grant(&missed, "a", 1);
+        missed.read("c", "k", None, missed.now());
+        assert_eq!(fired(&missed), Some("H4"));
     }
 
     #[test]

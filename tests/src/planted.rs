@@ -29,7 +29,7 @@ pub const PLANTED: [Planted; 16] = [
     bug("truncate-forward", "the log is cut from the front, in two transactions", "crash", 20),
     bug("snapshot-without-membership", "a snapshot forgets who the members are", "sim", 100),
     bug("wall-clock-in-apply", "each node adds some time of its own", "sim", 10),
-    bug("time-restarts", "cluster time begins anew with each leader", "sim", 100),
+    bug("time-restarts", "cluster time begins anew with each leader", "sim", 20),
     bug("no-clamp", "a stalled leader's time passes for its leases too", "clock", 100),
     bug("no-dedup", "a repeated acquire is another acquire", "sim", 100),
     bug("release-ignores-token", "a release with an old token releases", "table", 10),

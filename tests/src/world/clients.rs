@@ -127,7 +127,7 @@ impl Process {
         match self.rng.u8(0..20) {
             0 | 1 => self.change_of_mind().await,
             2 => self.share().await,
-            3 => self.look().await,
+            3 | 6 | 7 => self.look().await,
             4 | 5 => self.two_at_once().await,
             kind => self.one(kind).await,
         }
@@ -160,8 +160,10 @@ impl Process {
     }
 
     async fn look(&mut self) {
-        let lock = self.some_lock();
-        if self.client.get(&lock).await.is_ok() {
+        let (lock, asked) = (self.some_lock(), self.now());
+        if let Ok(info) = self.client.get(&lock).await {
+            let token = info.holders.first().map(|holder| holder.token.get());
+            self.shared.history.read(&self.name, &lock, token, asked);
             self.shared.count("reads");
         }
     }
@@ -179,9 +181,9 @@ impl Process {
 
     async fn one(&mut self, kind: u8) {
         let (name, ttl, asked) = (self.some_lock(), self.some_ttl(), self.now());
-        let builder = self.client.lock(&name).ttl(ttl).auto_renew(kind != 6);
+        let builder = self.client.lock(&name).ttl(ttl).auto_renew(kind != 8);
         let guard = match kind {
-            7 | 8 => builder.try_acquire().await,
+            9 | 10 => builder.try_acquire().await,
             _ => builder.wait(Duration::from_secs(self.rng.u64(1..12))).await.map(Some),
         };
         self.hold(&[name], guard, asked).await;

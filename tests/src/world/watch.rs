@@ -5,7 +5,7 @@
 //! - Terms do not fall along the log.
 //! - After the same entry every table has the same running hash, restarts and snapshots included.
 //! - A node applies in order, without holes.
-//! - Cluster time never runs faster than real time.
+//! - Cluster time never runs faster than real time, and each entry adds to it what it says.
 //! - The log, replayed, gives the grants that the clients saw, and no others to them.
 
 use std::collections::BTreeMap;
@@ -99,9 +99,16 @@ pub(crate) struct Replay {
 impl Replay {
     fn apply(&mut self, index: u64, bytes: &[u8], batch: Batch) -> Result<(), String> {
         let commands = batch.commands.clone();
+        let (before, dt) = (self.table.now(), if batch.renewals_complete { batch.dt_ms } else { 0 });
         self.table.begin(batch).map_err(|error| format!("entry {index}: {error}"))?;
         let mut outputs = Vec::new();
         while !self.table.step(usize::MAX, &mut outputs) {}
+        if self.table.now().get() != before.get() + dt {
+            return Err(format!(
+                "entry {index}: cluster time {before:?} and {dt} ms give {:?}",
+                self.table.now()
+            ));
+        }
         self.table.mark_trail(&[index, crc32c::crc32c(bytes).into()]);
         self.table.check().map_err(|broken| format!("entry {index}: {broken}"))?;
         for output in outputs {
