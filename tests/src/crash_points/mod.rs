@@ -25,17 +25,14 @@ const STEPS: usize = 30;
 /// Steps of a history that is run again for each of its calls: the cost is the square of it.
 const STEPS_OF_FAULTS: usize = 12;
 
-/// The most images that one walk takes. A history of checkpoints and large snapshots has more events than that.
-const IMAGES_OF_A_WALK: u64 = 4_000;
-
-/// Puts the history of one seed through everything.
+/// Puts the history of one seed through everything, with at most so many images of its walk.
 ///
 /// # Panics
 /// When a check fails. The message has the seed and the place.
-pub fn run_seed(seed: u64) -> Tally {
+pub fn run_seed(seed: u64, images: u64) -> Tally {
     let mut tally = Tally::default();
     tally.add("store histories", 1);
-    tally.merge(&walk::walk(seed, STEPS, IMAGES_OF_A_WALK));
+    tally.merge(&walk::walk(seed, STEPS, images));
     // One kind of fault a seed: each run of a history is short, and there are hundreds.
     let fault = [Fault::Eio, Fault::Enospc, Fault::PowerCut][(seed % 3) as usize];
     tally.merge(&faults::at_every_call(seed, STEPS_OF_FAULTS, fault));

@@ -221,12 +221,13 @@ impl Process {
             }
             if guard.is_held() {
                 // It looked, and then the write is under way: whatever happens now, it will arrive.
-                self.write(&names[0], token).await;
+                let write = self.write(&names[0], token);
+                noting_the_loss(&guard, &held, &history, write).await;
             }
         }
         if self.rng.u8(0..6) == 0 {
             let ttl = self.some_ttl();
-            let _ = guard.extend(ttl).await;
+            let _ = noting_the_loss(&guard, &held, &history, guard.extend(ttl)).await;
         }
         held.iter().for_each(|hold| history.releasing(*hold));
         match self.rng.u8(0..4) {
@@ -270,5 +271,23 @@ impl Process {
                 self.pause(50..200).await;
             }
         }
+    }
+}
+
+/// Does what the application is busy with; a loss meanwhile is noted when it is seen, as a guard's other users see it.
+async fn noting_the_loss<T>(
+    guard: &LockGuard,
+    held: &[HoldId],
+    history: &History,
+    work: impl Future<Output = T>,
+) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        _ = guard.lost() => {
+            held.iter().for_each(|hold| history.lost(*hold));
+            work.await
+        }
+        done = &mut work => done,
     }
 }

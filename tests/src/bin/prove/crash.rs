@@ -7,6 +7,9 @@ use anyhow::anyhow;
 
 use super::Tally;
 
+/// The most images that one walk takes. A history of checkpoints and large snapshots has more events than that.
+const IMAGES_OF_A_WALK: u64 = 4_000;
+
 #[derive(clap::Args)]
 pub struct Args {
     /// The first history
@@ -34,7 +37,7 @@ pub fn run(args: &Args) -> anyhow::Result<Tally> {
             if seed >= end || enough() {
                 return Ok(tally);
             }
-            let one = catch_unwind(|| raftlock_tests::crash_points::run_seed(seed));
+            let one = catch_unwind(|| raftlock_tests::crash_points::run_seed(seed, IMAGES_OF_A_WALK));
             let one: Tally =
                 one.map_err(|_| anyhow!("seed {seed}; again: prove crash --seeds 1 --from {seed}"))?;
             images.fetch_add(one.get("crash images"), Ordering::Relaxed);
