@@ -48,7 +48,7 @@ impl Shared {
         }
     }
 
-    fn count(&self, what: &str) {
+    pub(crate) fn count(&self, what: &str) {
         lock(&self.tally).add(what, 1);
     }
 }

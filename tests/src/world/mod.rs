@@ -9,6 +9,7 @@
 //! plan     what a run is to be like, drawn from its seed
 //! hosts    nodes on the simulated network, clock and disk
 //! clients  what applications do, and what they saw
+//! reader   somebody who only asks who holds what
 //! freeze   a process that stands still
 //! faults   what goes wrong, and when it is over
 //! watch    what must hold of the log and of every node, looked at while it happens
@@ -20,6 +21,7 @@ mod faults;
 mod freeze;
 pub(crate) mod hosts;
 pub mod plan;
+mod reader;
 pub mod run;
 mod watch;
 

@@ -14,6 +14,7 @@ use super::faults::Faults;
 use super::freeze::Ice;
 use super::hosts::{Ended, Nodes, config, seams, serve};
 use super::plan::Plan;
+use super::reader::{READER, read};
 use super::watch::Watch;
 use super::{align_task_ids, lock};
 use crate::tally::Tally;
@@ -143,6 +144,8 @@ impl World {
                 work(host, life.fetch_add(1, Ordering::Relaxed) + 1, shared.clone(), ice.clone())
             });
         }
+        let asked = shared.clone();
+        sim.host(READER, move || read(asked.clone()));
         let faults = Some(Faults::new(&plan));
         World { plan, sim, nodes, ended, ices, trace, shared, watch, faults, steps: 0 }
     }
