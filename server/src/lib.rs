@@ -71,6 +71,9 @@
 
 #![warn(missing_docs)]
 
+#[cfg(all(raftlock_planted, not(tokio_unstable)))]
+compile_error!("planted bugs are for the simulation's build only, which has `--cfg tokio_unstable`");
+
 mod builder;
 pub mod clock;
 pub mod config;

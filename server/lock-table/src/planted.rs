@@ -2,9 +2,6 @@
 //! them. They are in no build but that of the suites, which sets a flag of its own; there the name of one is chosen by
 //! an environment variable, and without it the build is like any other.
 
-#[cfg(all(raftlock_planted, not(tokio_unstable)))]
-compile_error!("planted bugs are for the simulation's build only, which has `--cfg tokio_unstable`");
-
 /// Whether the bug of this name was chosen. Never, in an ordinary build.
 #[cfg(not(raftlock_planted))]
 #[inline(always)]
