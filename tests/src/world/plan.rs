@@ -37,7 +37,7 @@ pub struct Plan {
     pub snapshot_log_bytes: u64,
     /// Dead members give their place away.
     pub remove_dead: bool,
-    /// How fast the clocks of nodes and clients go, by their place in [`NODES`] and [`CLIENTS`].
+    /// How fast the clocks of nodes and clients go, by their place among the hosts.
     pub rates: [Vec<f64>; 2],
     /// Clocks are off by more than the contract allows.
     pub wild_clocks: bool,
