@@ -5,10 +5,11 @@
 //! early. What a stall loses is lost for good; it is never caught up by later batches (etcd issue 15247 is what
 //! happens otherwise). The wall clock is read once in a cluster's life, for its first fencing token.
 
-use lock_table::planted;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lock_table::planted;
 
 /// How often the leader moves cluster time while any session lives.
 pub const TICK: Duration = Duration::from_millis(200);

@@ -5,12 +5,12 @@
 //! message that is refused is never counted as a vote or an acknowledgement. Nothing here decides by address: a lagging
 //! node does not know the newest members, so the membership is no filter either.
 
-use lock_table::planted;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard};
 
 use bytes::Bytes;
+use lock_table::planted;
 use raftlock_proto::peer::{Envelope, StaleStorage};
 use tokio::sync::watch;
 

@@ -4,7 +4,6 @@
 //! the order inside a batch; what each command does is in `sessions.rs`, `tickets.rs` and
 //! `unary.rs`, who gets a lock in `grant.rs`.
 
-use crate::planted;
 use std::collections::BTreeMap;
 use std::iter::Enumerate;
 use std::vec;
@@ -15,6 +14,7 @@ use crate::deadlines::Deadlines;
 use crate::limits::Settings;
 use crate::lock::Lock;
 use crate::outcome::{Outcome, Output, Rejection};
+use crate::planted;
 use crate::session::{Ask, Finished, Names, Request, Session};
 use crate::snapshot::Snapshot;
 use crate::text::Name;

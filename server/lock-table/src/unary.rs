@@ -4,10 +4,10 @@
 //! competes with everybody and is touched by nobody but its owner's unary calls: a caller that
 //! waits is kept alive by the node it waits at, a caller that was granted must renew for itself.
 
-use crate::planted;
 use std::collections::BTreeMap;
 
 use crate::outcome::{Outcome, Rejection};
+use crate::planted;
 use crate::session::{Arguments, Ask, Kind, Request, State, UNARY_TICKET};
 use crate::sessions::check_len;
 use crate::table::LockTable;

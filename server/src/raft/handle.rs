@@ -1,12 +1,12 @@
 //! What the rest of the server may ask of consensus, in words that are not openraft's.
 
-use lock_table::planted;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lock_table::planted;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::errors::{ClientWriteError, Fatal, ForwardReason, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;

@@ -9,12 +9,11 @@
 //! - The outputs of a batch reach [`Streams`] before any reader sees its effects, and in log order.
 //! - Bytes that do not decode, or a rule version from the future, stop the node: another node may know better.
 
-use lock_table::planted;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{Stream, TryStreamExt};
-use lock_table::{Batch, LockTable, Output, Restore};
+use lock_table::{Batch, LockTable, Output, Restore, planted};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};

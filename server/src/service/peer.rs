@@ -4,7 +4,6 @@
 //! that it promised to join makes it a member. A follower's relay ends here, on the leader: its streams are streams
 //! of this node's table like any other.
 
-use lock_table::planted;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -12,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use lock_table::planted;
 use prost::Message;
 use raftlock_proto::peer::peer_server::Peer;
 use raftlock_proto::peer::{self, Envelope, RelayFrame, forward_request::Method};
