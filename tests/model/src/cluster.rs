@@ -35,7 +35,7 @@ pub struct Cluster {
     /// The highest renewal that it counts from.
     covered: u8,
     /// A lease ended before its time had really passed.
-    pub was_fast: bool,
+    pub ended_early: bool,
 }
 
 impl Cluster {
@@ -48,7 +48,7 @@ impl Cluster {
             time: 0,
             lease: Some((TTL, 0)),
             covered: 0,
-            was_fast: false,
+            ended_early: false,
         }
     }
 
@@ -81,7 +81,7 @@ impl Cluster {
         self.covered = self.covered.max(newest.unwrap_or(0));
         self.lease = (end > self.time).then_some((end, since));
         if self.lease.is_none() {
-            self.was_fast |= now - since < TTL;
+            self.ended_early |= now - since < TTL;
             return Some((1, 0, true));
         }
         newest.map(|_| (0, self.covered, true))
