@@ -13,7 +13,7 @@ use raftlock_proto::v1::{ChangeMembersRequest, ReplaceMember};
 use raftlock_server::config::Config;
 use raftlock_server::members::{Liveness, MemberView};
 use raftlock_server::node::{Node, NodeError, Seams};
-use raftlock_tests::cluster::{copy_folder, eventually};
+use raftlock_tests::cluster::{PATIENCE, copy_folder, eventually};
 use raftlock_tests::history::History;
 use raftlock_tests::wires::FreePorts;
 
@@ -346,6 +346,28 @@ async fn a_dead_member_shows_on_every_other_and_can_be_replaced() {
     life.settled(&voters, &[]).await;
     // On a machine that is busy with other tests the pings themselves are late.
     assert!(took < Duration::from_secs(4), "{took:?}");
+    life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_replaced_while_it_was_away_is_told_also_if_it_does_not_know_the_leader() {
+    let mut life = Life::begin(3, 4).await;
+    for at in 1..3 {
+        life.start(at).await;
+    }
+    life.settled(&[0, 1, 2], &[]).await;
+    life.take(2).abandon().await;
+    life.start(3).await;
+    life.settled(&[0, 1, 2], &[3]).await;
+    let (old, new) = ("n3".to_owned(), "n4".to_owned());
+    life.change(0, Change::Replace(ReplaceMember { old, new: new.clone() })).await.expect("done");
+    life.settled(&[0, 1, 3], &[]).await;
+    life.change(0, Change::TransferLeader(new)).await.expect("done");
+    assert_eq!(life.leader().await, 3, "it leads whom the one that was away has never heard of");
+    life.start(2).await;
+    let ended = tokio::time::timeout(PATIENCE, life.node(2).failed()).await.expect("it is told");
+    assert!(matches!(ended, NodeError::Removed), "{ended}");
+    life.take(2).abandon().await;
     life.end().await;
 }
 
