@@ -21,6 +21,7 @@ use raftlock_server::config::Config;
 use raftlock_server::node::Node;
 use raftlock_server::store::simdisk;
 
+use crate::tally::Tally;
 use crate::world::hosts::{Nodes, PEER_PORT, config, seams};
 use crate::world::{align_task_ids, lock};
 
@@ -52,6 +53,30 @@ pub struct Outcome {
     pub death: bool,
     /// It took an operator who wiped what the nodes named.
     pub blocked: bool,
+}
+
+impl Outcome {
+    /// The same, in counts that add up.
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        tally.add("founding schedules", 1);
+        tally.add("founding power cuts", self.crashes as u64);
+        tally.add("founding disks wiped", self.wipes as u64);
+        tally.add("founding links cut", self.cuts as u64);
+        tally.add("founding deaths", self.death.into());
+        tally.add("founding operators called", self.blocked.into());
+        tally
+    }
+}
+
+/// Whether the faults of many schedules bit: of fewer than 200 nothing is said.
+pub fn has_bitten(all: &Tally) -> bool {
+    let more = |name: &str, than: u64| all.get(name) > than;
+    all.get("founding schedules") < 200
+        || more("founding power cuts", 500)
+            && more("founding disks wiped", 50)
+            && more("founding links cut", 500)
+            && more("founding deaths", 10)
 }
 
 /// Runs the schedule of one seed.

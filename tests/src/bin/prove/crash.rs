@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::anyhow;
 
 use super::Tally;
+use super::jobs::share_out;
 
 /// The most images that one walk takes. A history of checkpoints and large snapshots has more events than that.
 const IMAGES_OF_A_WALK: u64 = 4_000;
@@ -27,29 +28,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Tally> {
-    let (next, images) = (AtomicU64::new(args.from), AtomicU64::new(0));
+    let images = AtomicU64::new(0);
     let end = args.seeds.map_or(u64::MAX, |seeds| args.from.saturating_add(seeds));
-    let enough = || args.seeds.is_none() && images.load(Ordering::Relaxed) >= args.images;
-    let worker = || -> anyhow::Result<Tally> {
-        let mut tally = Tally::default();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= end || enough() {
-                return Ok(tally);
-            }
-            let one = catch_unwind(|| raftlock_tests::crash_points::run_seed(seed, IMAGES_OF_A_WALK));
-            let one: Tally =
-                one.map_err(|_| anyhow!("seed {seed}; again: prove crash --seeds 1 --from {seed}"))?;
-            images.fetch_add(one.get("crash images"), Ordering::Relaxed);
-            tally.merge(&one);
-        }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(worker)).collect();
-        let mut all = Tally::default();
-        for worker in workers {
-            all.merge(&worker.join().expect("its panics are caught")?);
-        }
-        Ok(all)
+    let is_enough = || args.seeds.is_none() && images.load(Ordering::Relaxed) >= args.images;
+    let seeds = (args.from..end).take_while(|_| !is_enough());
+    share_out(args.jobs, seeds, |seed| {
+        let one = catch_unwind(|| raftlock_tests::crash_points::run_seed(seed, IMAGES_OF_A_WALK));
+        let again = |_| anyhow!("seed {seed}; again: tests/prove crash --seeds 1 --from {seed}");
+        let one = one.map_err(again)?;
+        images.fetch_add(one.get("crash images"), Ordering::Relaxed);
+        Ok(one)
     })
 }

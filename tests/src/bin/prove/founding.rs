@@ -1,6 +1,6 @@
 //! The founding of clusters, schedule after schedule.
 
-use std::ops::Range;
+use raftlock_tests::founders;
 
 use super::Tally;
 
@@ -15,15 +15,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Tally> {
-    let seeds: Range<u64> = args.from..args.from.saturating_add(args.seeds);
-    let mut tally = Tally::default();
-    for outcome in seeds.map(raftlock_tests::founders::run) {
-        tally.add("founding schedules", 1);
-        tally.add("founding power cuts", outcome.crashes as u64);
-        tally.add("founding disks wiped", outcome.wipes as u64);
-        tally.add("founding links cut", outcome.cuts as u64);
-        tally.add("founding deaths", outcome.death.into());
-        tally.add("founding operators called", outcome.blocked.into());
+    let mut all = Tally::default();
+    for seed in args.from..args.from.saturating_add(args.seeds) {
+        all.merge(&founders::run(seed).tally());
     }
-    Ok(tally)
+    anyhow::ensure!(founders::has_bitten(&all), "the faults did not bite: {all}");
+    Ok(all)
 }

@@ -13,6 +13,7 @@ use raftlock_tests::{clock_schedules, table_rules};
 
 mod crash;
 mod founding;
+mod jobs;
 mod planted;
 mod quick;
 mod sim;

@@ -108,6 +108,6 @@ fn suite(bug: &Planted, seed: u64, program: &Path) -> Command {
 fn check(stderr: &str) -> String {
     let panicked = stderr.lines().skip_while(|line| !line.contains("panicked at")).nth(1);
     let said = stderr.lines().find(|line| line.starts_with("prove: "));
-    let line = said.filter(|line| !line.contains("; again: prove crash")).or(panicked).or(said);
+    let line = said.filter(|line| !line.contains("; again: tests/prove crash")).or(panicked).or(said);
     line.unwrap_or("it ended").trim_start_matches("prove: ").chars().take(110).collect()
 }

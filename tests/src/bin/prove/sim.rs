@@ -2,20 +2,20 @@
 //! leaves in the process must not change the next.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
 
+use super::jobs::share_out;
 use super::{Tally, tiers};
 
-/// Seeds that once found something. They run first.
+/// Seeds that once found something.
 const FIXTURES: &str = include_str!("../../../fixtures/seeds");
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The first seed
-    #[arg(long, default_value_t = 1)]
-    from: u64,
+    /// The first seed; without it, those that once found something, and then from 1 on
+    #[arg(long)]
+    from: Option<u64>,
     /// How many
     #[arg(long, default_value_t = 10)]
     seeds: u64,
@@ -28,31 +28,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<Tally> {
+    let from = args.from.unwrap_or(1);
     if args.seeds == 1 {
-        return one(args.from, args.trace.as_deref());
+        return one(from, args.trace.as_deref());
     }
-    let fixtures = fixtures()?;
-    let end = args.from.saturating_add(args.seeds);
-    let seeds: Vec<u64> = fixtures.into_iter().chain(args.from..end).collect();
-    let next = AtomicU64::new(0);
-    let worker = || -> anyhow::Result<Tally> {
-        let mut tally = Tally::default();
-        while let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-            let arguments = ["sim", "--seeds", "1", "--from", &seed.to_string()];
-            let done = tiers::one_quietly(&arguments);
-            let done =
-                done.with_context(|| format!("seed {seed}; again: tests/prove sim --seeds 1 --from {seed}"));
-            tally.merge(&done?);
-        }
-        Ok(tally)
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.jobs.max(1)).map(|_| scope.spawn(worker)).collect();
-        let mut all = Tally::default();
-        for worker in workers {
-            all.merge(&worker.join().expect("a worker does not panic")?);
-        }
-        Ok(all)
+    let fixtures = if args.from.is_none() { fixtures()? } else { Vec::new() };
+    let seeds = fixtures.into_iter().chain(from..from.saturating_add(args.seeds));
+    share_out(args.jobs, seeds, |seed| {
+        let again = || format!("seed {seed}; again: tests/prove sim --seeds 1 --from {seed}");
+        tiers::one_quietly(&["sim", "--seeds", "1", "--from", &seed.to_string()]).with_context(again)
     })
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::{Tally, tiers};
 
-/// The suites that follow from a seed alone.
+/// The suites of which every seed is a run of its own. `crash` is measured in images, and has hundreds of seeds a minute.
 const BY_SEED: &[&str] = &["sim", "founding", "clock", "table"];
 
 /// How many seeds stand in one line.

@@ -31,7 +31,7 @@ impl Tier {
                 &["table", "--seeds", "200"],
                 &["founding", "--seeds", "200"],
                 &["crash", "--images", "100000"],
-                &["sim", "--seeds", "100"],
+                &["sim", "--seeds", "600"],
             ],
             Tier::Full => &[
                 &["clock", "--seeds", "100000"],
