@@ -5,23 +5,23 @@
 //! only when the node that lost its disk is back as another member, and its old self is none.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
+use raftlock_proto::v1::MemberStatus;
 use raftlock_server::node::{Node, NodeError};
 use raftlock_server::store::simdisk::{self, Disk, Fault, Media, SharedDisk};
 use raftlock_server::store::{Store, StoreOptions};
 
 use super::lock;
 use super::plan::Plan;
-use super::run::{World, disk_id, is_of_the_disk};
+use super::run::{World, disk_id};
 use crate::tally::Tally;
 
 /// How long a node may serve on after its disk has failed.
 const FAILED_FOR: Duration = Duration::from_secs(2);
 
 /// How long an operator takes to put an empty disk in.
-const REPLACED_AFTER: Duration = Duration::from_millis(1_500);
+const REPLACED_AFTER_MS: std::ops::Range<u64> = 1_000..2_000;
 
 /// The thaw and what the process then does of itself take a step of the simulation each.
 const THAW: Duration = Duration::from_millis(20);
@@ -58,29 +58,59 @@ pub(crate) struct Faults {
     lives: BTreeMap<&'static str, u64>,
 }
 
-const KINDS: [&str; 16] = [
-    "partitions of two",
-    "one-way partitions",
-    "bridges",
-    "leaders cut off with a minority",
-    "clients cut off",
-    "links held up",
-    "segments lost",
-    "delay spikes",
-    "kills",
-    "power cuts, short",
-    "power cuts, long",
-    "power cuts of all nodes",
-    "clients frozen",
-    "clients killed",
-    "disks wiped",
-    "disk errors ordered",
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Partition,
+    OneWay,
+    Bridge,
+    LeaderCutOff,
+    ClientCutOff,
+    HeldUp,
+    SegmentsLost,
+    Slow,
+    Kill,
+    ShortPowerCut,
+    LongPowerCut,
+    AllPowerCut,
+    ClientFrozen,
+    ClientKilled,
+    DiskWiped,
+    DiskError,
+}
+
+/// All kinds, as the tally names them.
+const KINDS: [(Kind, &str); 16] = [
+    (Kind::Partition, "partitions of two"),
+    (Kind::OneWay, "one-way partitions"),
+    (Kind::Bridge, "bridges"),
+    (Kind::LeaderCutOff, "leaders cut off with a minority"),
+    (Kind::ClientCutOff, "clients cut off"),
+    (Kind::HeldUp, "links held up"),
+    (Kind::SegmentsLost, "segments lost"),
+    (Kind::Slow, "delay spikes"),
+    (Kind::Kill, "kills"),
+    (Kind::ShortPowerCut, "power cuts, short"),
+    (Kind::LongPowerCut, "power cuts, long"),
+    (Kind::AllPowerCut, "power cuts of all nodes"),
+    (Kind::ClientFrozen, "clients frozen"),
+    (Kind::ClientKilled, "clients killed"),
+    (Kind::DiskWiped, "disks wiped"),
+    (Kind::DiskError, "disk errors ordered"),
 ];
+
+/// How a node goes down.
+#[derive(Clone, Copy)]
+enum Down {
+    /// Its process ends. What it wrote is there, and its peers hear of the end.
+    Process,
+    /// Its machine does. So many percent of what was not synced arrived, and nobody hears of it.
+    Machine { keep: u32 },
+}
 
 impl Faults {
     pub(crate) fn new(plan: &Plan) -> Faults {
         let mut tally = Tally::default();
-        KINDS.iter().for_each(|kind| tally.add(kind, 0));
+        KINDS.iter().for_each(|(_, name)| tally.add(name, 0));
         Faults {
             tally,
             rng: fastrand::Rng::with_seed(plan.seed ^ 0xFA01_7500),
@@ -164,23 +194,30 @@ impl Faults {
     }
 
     fn inject(&mut self, world: &mut World) {
-        let kind = self.rng.usize(0..KINDS.len());
+        let (kind, name) = KINDS[self.rng.usize(0..KINDS.len())];
         if self.one(world, kind) {
-            self.tally.add(KINDS[kind], 1);
-            world.say(KINDS[kind]);
+            self.tally.add(name, 1);
+            world.say(name);
         }
     }
 
     /// Says whether there was anything to do it to.
-    fn one(&mut self, world: &mut World, kind: usize) -> bool {
+    fn one(&mut self, world: &mut World, kind: Kind) -> bool {
         let hosts = world.plan.hosts();
         match kind {
-            0 | 1 | 5 | 7 => {
+            Kind::Partition => {
                 let (one, other) = self.two(hosts);
-                self.disturb(world, kind, one, other);
+                world.sim.partition(one, other);
+                self.later(world, 100..6_000, Undo::Repair(one, other));
                 true
             }
-            2 => {
+            Kind::OneWay => {
+                let (one, other) = self.two(&everybody(&world.plan));
+                world.sim.partition_oneway(one, other);
+                self.later(world, 100..6_000, Undo::Repair(one, other));
+                true
+            }
+            Kind::Bridge => {
                 let bridge = hosts[self.rng.usize(0..hosts.len())];
                 let sides: Vec<bool> = hosts.iter().map(|_| self.rng.bool()).collect();
                 let ms = self.rng.u64(300..6_000);
@@ -189,15 +226,15 @@ impl Faults {
                     one != bridge && other != bridge && side(one) != side(other)
                 })
             }
-            3 => {
-                let Some(leader) = leader(world) else { return false };
+            Kind::LeaderCutOff => {
+                let Some((leader, _)) = world.leader() else { return false };
                 let friend = self.rng.bool().then(|| hosts[self.rng.usize(0..hosts.len())]);
                 let friend = friend.filter(|_| world.plan.founders > 3);
                 let inside = |host: &str| host == leader || Some(host) == friend;
                 let ms = self.rng.u64(300..8_000);
                 self.cut(world, ms, |one, other| inside(one) != inside(other))
             }
-            4 => {
+            Kind::ClientCutOff => {
                 let client = self.some_client(world).1;
                 let ms = self.rng.u64(200..12_000);
                 for node in hosts {
@@ -206,7 +243,13 @@ impl Faults {
                 }
                 true
             }
-            6 => {
+            Kind::HeldUp => {
+                let (one, other) = self.two(&everybody(&world.plan));
+                world.sim.hold(one, other);
+                self.later(world, 50..3_000, Undo::Release(one, other));
+                true
+            }
+            Kind::SegmentsLost => {
                 let all = everybody(&world.plan);
                 for _ in 0..5 {
                     let (one, other) = self.two(&all);
@@ -215,18 +258,29 @@ impl Faults {
                 }
                 true
             }
-            8..=10 => {
-                let Some(host) = self.some_up(world) else { return false };
-                let ms = if kind == 10 { 8_000..16_000 } else { 20..2_500 };
-                self.take_down(world, host, kind != 8, ms);
+            Kind::Slow => {
+                let (one, other) = self.two(&everybody(&world.plan));
+                let slow = Duration::from_millis(self.rng.u64(50..500));
+                world.sim.set_link_max_message_latency(one, other, slow);
+                self.later(world, 200..4_000, Undo::Latency(one, other));
                 true
             }
-            11 => {
+            Kind::Kill | Kind::ShortPowerCut | Kind::LongPowerCut => {
+                let Some(host) = self.some_up(world) else { return false };
+                let ms = if kind == Kind::LongPowerCut { 8_000..16_000 } else { 20..2_500 };
+                let down = if kind == Kind::Kill { Down::Process } else { self.power_cut() };
+                self.take_down(world, host, down, Disk::boot, ms);
+                true
+            }
+            Kind::AllPowerCut => {
                 let up: Vec<&'static str> = lock(&world.nodes).keys().copied().collect();
-                up.iter().for_each(|host| self.take_down(world, host, true, 50..3_000));
+                for host in &up {
+                    let down = self.power_cut();
+                    self.take_down(world, host, down, Disk::boot, 50..3_000);
+                }
                 !up.is_empty()
             }
-            12 => {
+            Kind::ClientFrozen => {
                 let (at, host) = self.some_holder(world);
                 let name = self.process(host);
                 if world.shared.history.is_paused(&name) {
@@ -237,30 +291,8 @@ impl Faults {
                 self.later(world, 100..15_000, Undo::Thaw(at));
                 true
             }
-            13 => self.kill_a_client(world),
-            _ => self.lose_a_disk(world, kind == 14),
-        }
-    }
-
-    fn disturb(&mut self, world: &mut World, kind: usize, one: &'static str, other: &'static str) {
-        match kind {
-            0 => {
-                world.sim.partition(one, other);
-                self.later(world, 100..6_000, Undo::Repair(one, other));
-            }
-            1 => {
-                world.sim.partition_oneway(one, other);
-                self.later(world, 100..6_000, Undo::Repair(one, other));
-            }
-            5 => {
-                world.sim.hold(one, other);
-                self.later(world, 50..3_000, Undo::Release(one, other));
-            }
-            _ => {
-                let slow = Duration::from_millis(self.rng.u64(50..500));
-                world.sim.set_link_max_message_latency(one, other, slow);
-                self.later(world, 200..4_000, Undo::Latency(one, other));
-            }
+            Kind::ClientKilled => self.kill_a_client(world),
+            Kind::DiskWiped | Kind::DiskError => self.lose_a_disk(world, kind),
         }
     }
 
@@ -278,29 +310,38 @@ impl Faults {
         any
     }
 
-    /// Ends a node's process, and with `power` its machine: then un-synced writes are gone, and nobody hears of the end.
-    fn take_down(&mut self, world: &mut World, host: &'static str, power: bool, ms: std::ops::Range<u64>) {
-        let keep = if power { self.rng.u32(0..=100) } else { 100 };
-        let left = self.crash(world, host, power, keep);
-        simdisk::mount(&disk_id(world.plan.seed, host), Disk::boot(left));
-        self.later(world, ms, Undo::Start(host));
+    fn power_cut(&mut self) -> Down {
+        Down::Machine { keep: self.rng.u32(0..=100) }
     }
 
-    fn crash(&mut self, world: &mut World, host: &'static str, power: bool, keep: u32) -> Media {
+    /// Takes a node down. It starts again after some time, on the disk that `next` makes of what is left.
+    fn take_down(
+        &mut self,
+        world: &mut World,
+        host: &'static str,
+        down: Down,
+        next: impl FnOnce(Media) -> Disk,
+        ms: std::ops::Range<u64>,
+    ) {
         let id = disk_id(world.plan.seed, host);
         let disk = simdisk::mounted(&id).expect("every node has a disk");
         lock(&disk).kill();
-        if power {
-            let others = world.plan.hosts().iter().filter(|other| **other != host);
-            others.for_each(|other| world.sim.partition(host, *other));
-        }
+        let keep = match down {
+            Down::Process => 100,
+            Down::Machine { keep } => {
+                let others = world.plan.hosts().iter().filter(|other| **other != host);
+                others.for_each(|other| world.sim.partition(host, *other));
+                keep
+            }
+        };
         lock(&world.nodes).remove(host);
         lock(&world.ended).remove(host);
         world.sim.crash(host);
         self.down.push(host);
         world.say(&format!("{host} is down"));
-        let seed = self.rng.u64(..);
-        lock(&disk).crash(seed, keep)
+        let left = lock(&disk).crash(self.rng.u64(..), keep);
+        simdisk::mount(&id, next(left));
+        self.later(world, ms, Undo::Start(host));
     }
 
     fn kill_a_client(&mut self, world: &mut World) -> bool {
@@ -318,53 +359,51 @@ impl Faults {
     }
 
     /// Takes a node's disk for good, if the cluster is whole; or orders that it fails.
-    fn lose_a_disk(&mut self, world: &mut World, wipe: bool) -> bool {
+    fn lose_a_disk(&mut self, world: &mut World, kind: Kind) -> bool {
         if self.ordered.is_some() || !self.is_whole(world) {
             return false;
         }
         let Some(host) = self.some_up(world) else { return false };
         self.lost = Some((host, id_of(&lock(&world.nodes)[host])));
-        if wipe {
-            self.wipe(world, host);
+        if kind == Kind::DiskWiped {
+            self.take_down(world, host, Down::Machine { keep: 0 }, |_| Disk::new(), 50..3_000);
             return true;
         }
-        match self.rng.u8(0..3) {
-            0 => self.flip_a_bit(world, host),
-            kind => {
-                let id = disk_id(world.plan.seed, host);
-                let disk = simdisk::mounted(&id).expect("every node has a disk");
-                let call = lock(&disk).ops() + self.rng.u64(1..60);
-                lock(&disk).fail_at(call, if kind == 1 { Fault::Eio } else { Fault::Enospc });
-                self.ordered = Some(Ordered { host, disk, call, hit: None });
+        let fault = match self.rng.u8(0..3) {
+            0 => {
+                self.flip_a_bit(world, host);
+                return true;
             }
-        }
+            1 => Fault::Eio,
+            _ => Fault::Enospc,
+        };
+        let disk = simdisk::mounted(&disk_id(world.plan.seed, host)).expect("every node has a disk");
+        let call = lock(&disk).ops() + self.rng.u64(1..60);
+        lock(&disk).fail_at(call, fault);
+        self.ordered = Some(Ordered { host, disk, call, hit: None });
         true
-    }
-
-    fn wipe(&mut self, world: &mut World, host: &'static str) {
-        self.crash(world, host, true, 0);
-        simdisk::mount(&disk_id(world.plan.seed, host), Disk::new());
-        self.later(world, 50..3_000, Undo::Start(host));
     }
 
     /// Flips a bit on a stopped node's disk. Where the store refuses it, so must the node; where it cannot know, an
     /// operator who does puts an empty disk in.
     fn flip_a_bit(&mut self, world: &mut World, host: &'static str) {
-        let mut left = self.crash(world, host, true, 100);
         let file = ["raft.db", "raft.db-wal", "snapshots.db"][self.rng.usize(0..3)];
-        if let Some(bytes) = left.file_mut(file).filter(|bytes| !bytes.is_empty()) {
-            let bit = self.rng.usize(0..8 * bytes.len());
-            bytes[bit / 8] ^= 1 << (bit % 8);
-        }
+        let place = self.rng.f64();
         let look = format!("{}-look", disk_id(world.plan.seed, host));
-        simdisk::mount(&look, Disk::boot(left.clone()));
-        let refused = Store::open(StoreOptions::simulated(&look)).map(|store| store.abandon()).is_err();
-        simdisk::unmount(&look);
+        let mut refused = false;
+        let flip = |mut left: Media| {
+            if let Some(bytes) = left.file_mut(file).filter(|bytes| !bytes.is_empty()) {
+                let bit = (place * (8 * bytes.len()) as f64) as usize;
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            simdisk::mount(&look, Disk::boot(left.clone()));
+            refused = Store::open(StoreOptions::simulated(&look)).map(|store| store.abandon()).is_err();
+            simdisk::unmount(&look);
+            if refused { Disk::boot(left) } else { Disk::new() }
+        };
+        self.take_down(world, host, Down::Machine { keep: 100 }, flip, 50..1_000);
         self.tally.add("flipped bits refused", refused.into());
         self.tally.add("flipped bits that nobody can see", (!refused).into());
-        let disk = if refused { Disk::boot(left) } else { Disk::new() };
-        simdisk::mount(&disk_id(world.plan.seed, host), disk);
-        self.later(world, 50..1_000, Undo::Start(host));
     }
 
     /// A disk that failed ends its node in time.
@@ -401,36 +440,33 @@ impl Faults {
             }
             world.say(&format!("{host} ended: {why}; it gets an empty disk"));
             self.tally.add("nodes that ended and were replaced", 1);
-            self.crash(world, host, true, 0);
-            simdisk::mount(&disk_id(world.plan.seed, host), Disk::new());
-            self.undo.push((world.now() + REPLACED_AFTER, Undo::Start(host)));
+            self.take_down(world, host, Down::Machine { keep: 0 }, |_| Disk::new(), REPLACED_AFTER_MS);
         }
         Ok(())
     }
 
     /// Nothing is down or cut, every member is alive and caught up, and a node that lost its disk is one of them again.
+    /// What the leader says of the members counts only if all its log is committed: a change that is not may be lost with
+    /// it, and the old self still be needed.
     fn is_whole(&mut self, world: &World) -> bool {
-        let nodes = lock(&world.nodes);
-        let leads = |node: &&Arc<Node>| node.status().node.is_some_and(|node| node.role == "leader");
-        let Some(leader) = nodes.values().find(leads) else { return false };
+        let Some((_, leader)) = world.leader() else { return false };
         let status = leader.status();
-        let caught_up = |lag: Option<u64>| lag.is_none_or(|lag| lag < 20);
-        let well = status.members.iter().all(|member| member.state == "alive" && caught_up(member.lag));
-        let old = self.lost.is_some_and(|(_, id)| status.members.iter().any(|member| member.id == id));
+        let is_well =
+            |member: &MemberStatus| member.state == "alive" && member.lag.is_none_or(|lag| lag < 20);
+        let is_old = |member: &MemberStatus| self.lost.is_some_and(|(_, id)| member.id == id);
         let voters = status.members.iter().filter(|member| member.role == "voter").count();
-        let all =
-            nodes.len() == world.plan.hosts().len() || world.now() < world.plan.joins_at.unwrap_or_default();
-        if self.down.is_empty()
+        let up = lock(&world.nodes).len();
+        let all_up = up == world.plan.hosts().len() || world.now() < world.plan.joins_at.unwrap_or_default();
+        let whole = self.down.is_empty()
             && self.undo.is_empty()
-            && well
-            && !old
+            && all_up
+            && status.commit_index == status.last_log_index
             && voters == world.plan.founders
-            && all
-        {
+            && status.members.iter().all(|member| is_well(member) && !is_old(member));
+        if whole {
             self.lost = None;
-            return true;
         }
-        false
+        whole
     }
 
     fn two<'a>(&mut self, of: &[&'a str]) -> (&'a str, &'a str) {
@@ -471,12 +507,11 @@ fn everybody(plan: &Plan) -> Vec<&'static str> {
     plan.hosts().iter().chain(plan.client_hosts()).copied().collect()
 }
 
-fn leader(world: &World) -> Option<&'static str> {
-    let nodes = lock(&world.nodes);
-    let leads = |node: &Node| node.status().node.is_some_and(|node| node.role == "leader");
-    nodes.iter().find(|(_, node)| leads(node)).map(|(host, _)| *host)
-}
-
 fn id_of(node: &Node) -> u64 {
     node.status().node.map_or(0, |node| node.id)
+}
+
+/// Whether a node ended as one whose disk failed does.
+fn is_of_the_disk(why: &NodeError) -> bool {
+    matches!(why, NodeError::Store(_) | NodeError::Raft(_))
 }

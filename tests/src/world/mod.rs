@@ -16,7 +16,7 @@
 //! run      chaos, calm, quiet; and what is checked at the end
 //! ```
 
-pub(crate) mod clients;
+mod clients;
 mod faults;
 mod freeze;
 pub(crate) mod hosts;

@@ -2,11 +2,12 @@
 //! after which nothing is left. What must hold is checked all the time, and once more over the whole at the end.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raftlock_server::node::NodeError;
+use raftlock_server::node::Node;
 use raftlock_server::store::simdisk;
 
 use super::clients::{CALM_WAIT, Shared, work};
@@ -77,12 +78,21 @@ pub fn run(seed: u64) -> Result<Outcome, Failure> {
     raftlock_server::seed_thread_rng(seed);
     let mut world = World::new(Plan::of(seed));
     let trace = world.trace.clone();
-    let ended = world.live();
-    world.end();
-    let trace = std::mem::take(&mut *lock(&trace.0));
+    let ended = catch_unwind(AssertUnwindSafe(|| world.live()));
+    let taken = || std::mem::take(&mut *lock(&trace.0));
     match ended {
-        Ok(tally) => Ok(Outcome { trace, tally }),
-        Err(what) => Err(Failure { what, trace }),
+        Ok(ended) => {
+            world.end();
+            let trace = taken();
+            ended.map(|tally| Outcome { trace: trace.clone(), tally }).map_err(|what| Failure { what, trace })
+        }
+        Err(panic) => {
+            // Half of it may be in the middle of something: dropped, it could panic again and end the process.
+            std::mem::forget(world);
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+            Err(Failure { what: said.unwrap_or_else(|| "a panic".to_owned()), trace: taken() })
+        }
     }
 }
 
@@ -96,7 +106,6 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) shared: Shared,
     pub(crate) watch: Watch,
-    faults: Option<Faults>,
     steps: u64,
 }
 
@@ -146,8 +155,7 @@ impl World {
         }
         let asked = shared.clone();
         sim.host(READER, move || read(asked.clone()));
-        let faults = Some(Faults::new(&plan));
-        World { plan, sim, nodes, ended, ices, trace, shared, watch, faults, steps: 0 }
+        World { plan, sim, nodes, ended, ices, trace, shared, watch, steps: 0 }
     }
 
     /// What the world sees of time.
@@ -159,8 +167,15 @@ impl World {
         self.trace.line(self.now(), &format!("--- {what}"));
     }
 
+    /// A node that calls itself the leader.
+    pub(crate) fn leader(&self) -> Option<(&'static str, Arc<Node>)> {
+        let nodes = lock(&self.nodes);
+        let leads = |node: &Node| node.status().node.is_some_and(|node| node.role == "leader");
+        nodes.iter().find(|(_, node)| leads(node)).map(|(host, node)| (*host, node.clone()))
+    }
+
     fn live(&mut self) -> Result<Tally, String> {
-        let mut faults = self.faults.take().expect("it lives once");
+        let mut faults = Faults::new(&self.plan);
         while self.now() < self.plan.chaos {
             faults.go_on(self)?;
             self.step()?;
@@ -186,6 +201,9 @@ impl World {
         while !holds(self) {
             if self.now() > until {
                 return Err(format!("liveness: not within {limit:?}: {what}; {}", self.scene()));
+            }
+            if let Some(what) = lock(&self.shared.unserved).clone() {
+                return Err(format!("liveness: {what}; {}", self.scene()));
             }
             faults.look_after(self)?;
             self.step()?;
@@ -250,12 +268,9 @@ impl World {
         checked.map_err(|violation| violation.to_string())?;
         let mut tally = lock(&self.shared.tally).clone();
         tally.merge(&faults.tally);
-        let (installs, leaders) = self.watch.counts();
+        tally.merge(&self.watch.tally());
         tally.add("simulated seeds", 1);
         tally.add("simulated seconds", self.now().as_secs());
-        tally.add("log entries", self.watch.entries());
-        tally.add("snapshots installed", installs);
-        tally.add("leader changes", leaders);
         Ok(tally)
     }
 
@@ -273,9 +288,4 @@ impl World {
 
 pub(crate) fn disk_id(seed: u64, host: &str) -> String {
     format!("sim-{seed}-{host}")
-}
-
-/// Whether a node ended as one whose disk failed does.
-pub(crate) fn is_of_the_disk(why: &NodeError) -> bool {
-    matches!(why, NodeError::Store(_) | NodeError::Raft(_))
 }

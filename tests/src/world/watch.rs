@@ -17,6 +17,7 @@ use raftlock_server::node::{Applied, Witness};
 
 use super::lock;
 use super::run::Trace;
+use crate::tally::Tally;
 
 /// What every node has applied, and the first thing that was wrong with it.
 #[derive(Clone, Default)]
@@ -28,7 +29,6 @@ struct State {
     /// The last index that each host has applied in this life.
     applied: BTreeMap<&'static str, u64>,
     trace: Trace,
-    cluster_time_ms: u64,
     /// How much faster than real time the fastest clock of the run goes.
     rate_max: f64,
     installs: u64,
@@ -37,6 +37,8 @@ struct State {
 }
 
 struct Entry {
+    /// When it was first applied.
+    at: Duration,
     term: u64,
     leader: u64,
     batch: Option<Vec<u8>>,
@@ -59,15 +61,14 @@ impl Watch {
         lock(&self.0).broken.clone()
     }
 
-    /// How many snapshots were installed, and how often an entry had another leader than the one before.
-    pub(crate) fn counts(&self) -> (u64, u64) {
+    /// What it came to, in counts.
+    pub(crate) fn tally(&self) -> Tally {
         let state = lock(&self.0);
-        (state.installs, state.leaders)
-    }
-
-    /// How many entries were committed.
-    pub(crate) fn entries(&self) -> u64 {
-        lock(&self.0).log.len() as u64
+        let mut tally = Tally::default();
+        tally.add("log entries", state.log.len() as u64);
+        tally.add("snapshots installed", state.installs);
+        tally.add("leader changes", state.leaders);
+        tally
     }
 
     /// Runs the log through a fresh table: it must come to the same, and gives all its grants.
@@ -80,6 +81,10 @@ impl Watch {
             replay.apply(*index, bytes, batch)?;
             if replay.table.trail() != entry.trail {
                 return Err(format!("entry {index}: replayed, the table has another hash"));
+            }
+            let (cluster, real) = (replay.table.now().get(), entry.at.mul_f64(state.rate_max));
+            if u128::from(cluster) > real.as_millis() {
+                return Err(format!("entry {index}: cluster time {cluster} ms after {real:?}"));
             }
         }
         Ok(replay)
@@ -215,17 +220,7 @@ impl State {
             self.leaders += u64::from((term, leader) != (last_term, last_leader));
         }
         self.trace.line(now, &format!("{host} applies {index} {term} {leader:x} {trail:016x}"));
-        self.log.insert(index, Entry { term, leader, batch: batch.map(<[u8]>::to_vec), trail });
-        if let Some(batch) = batch.and_then(|bytes| Batch::decode(bytes).ok()) {
-            self.cluster_time_ms += batch.dt_ms;
-            let real = now.mul_f64(self.rate_max).as_millis() as u64;
-            if self.cluster_time_ms > real {
-                return Err(format!(
-                    "cluster time {} ms after {real} ms, at entry {index}",
-                    self.cluster_time_ms
-                ));
-            }
-        }
+        self.log.insert(index, Entry { at: now, term, leader, batch: batch.map(<[u8]>::to_vec), trail });
         Ok(())
     }
 }
