@@ -2,7 +2,7 @@
 //!
 //! | check | what it says |
 //! |---|---|
-//! | H1 believers | per lock, no two exclusive holds overlap: from the guard handed out to the release sent, or the loss seen. A client that the harness froze is excused for that time |
+//! | H1 believers | per lock, no two exclusive holds overlap: from the guard handed out to the release sent, or the loss seen. And none goes on after the replicated state has ended it. A client that the harness froze is excused for that time |
 //! | H2 fenced resource | accepted writes have tokens that never fall, and each was granted to its writer; a write with an older token than one accepted before is refused |
 //! | H3 token order | tokens are unique; a grant that was answered before another was asked for has the lower token |
 //! | H4 reads | what a client is told of a lock is not older than what was answered before it asked |
@@ -241,6 +241,20 @@ impl History {
         token_order(&state)
     }
 
+    /// Runs H1 against the replicated state: nobody believes longer than that has it. `over` says when each token came to
+    /// hold nothing any more.
+    pub fn check_beliefs(&self, over: &BTreeMap<u64, Duration>) -> Result<(), Violation> {
+        let state = self.lock();
+        for hold in &state.holds {
+            let Some(over) = over.get(&hold.token).copied() else { continue };
+            if hold.ended.is_none_or(|ended| ended > over) && !was_paused(&state, &hold.client, over) {
+                let seen = format!("{hold:?} was believed to be held, and was over at {over:?}");
+                return Err(Violation { check: "H1", seen });
+            }
+        }
+        Ok(())
+    }
+
     /// Every grant that a client saw: its owner, the lock, the token.
     pub fn grants(&self) -> Vec<(String, String, u64)> {
         let state = self.lock();
@@ -451,6 +465,21 @@ mod tests {
         history.paused("a");
         grant(&history, "b", 2);
         assert_eq!(fired(&history), None);
+    }
+
+    #[test]
+    fn who_believes_longer_than_the_cluster_is_seen() {
+        let history = history();
+        let hold = grant(&history, "a", 1);
+        history.releasing(hold);
+        let over = |at| BTreeMap::from([(1, at)]);
+        assert_eq!(history.check_beliefs(&over(history.now())), Ok(()));
+        assert_eq!(history.check_beliefs(&over(Duration::ZERO)).map_err(|v| v.check), Err("H1"));
+
+        let frozen = self::history();
+        grant(&frozen, "a", 1);
+        frozen.paused("a");
+        assert_eq!(frozen.check_beliefs(&over(frozen.now())), Ok(()));
     }
 
     #[test]

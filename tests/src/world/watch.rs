@@ -82,6 +82,7 @@ impl Watch {
             if replay.table.trail() != entry.trail {
                 return Err(format!("entry {index}: replayed, the table has another hash"));
             }
+            replay.note_ends(entry.at);
             let (cluster, real) = (replay.table.now().get(), entry.at.mul_f64(state.rate_max));
             if u128::from(cluster) > real.as_millis() {
                 return Err(format!("entry {index}: cluster time {cluster} ms after {real:?}"));
@@ -97,11 +98,25 @@ pub(crate) struct Replay {
     pub(crate) table: LockTable,
     /// By token: the owner and the names.
     pub(crate) grants: BTreeMap<u64, (String, Vec<String>)>,
+    /// By token: when it held nothing any more.
+    pub(crate) over: BTreeMap<u64, Duration>,
     owners: BTreeMap<u64, String>,
     asked: BTreeMap<(u64, u64), Vec<String>>,
 }
 
 impl Replay {
+    fn note_ends(&mut self, at: Duration) {
+        let holds = |token: u64, name: &str| {
+            let view = self.table.get(name, usize::MAX);
+            view.holders.iter().any(|holder| holder.token.get() == token)
+        };
+        for (token, (_, names)) in &self.grants {
+            if !self.over.contains_key(token) && !names.iter().any(|name| holds(*token, name)) {
+                self.over.insert(*token, at);
+            }
+        }
+    }
+
     fn apply(&mut self, index: u64, bytes: &[u8], batch: Batch) -> Result<(), String> {
         let commands = batch.commands.clone();
         let (before, dt) = (self.table.now(), if batch.renewals_complete { batch.dt_ms } else { 0 });
