@@ -83,8 +83,10 @@ pub fn run(seed: u64) -> Result<Outcome, Failure> {
     match ended {
         Ok(ended) => {
             world.end();
-            let trace = taken();
-            ended.map(|tally| Outcome { trace: trace.clone(), tally }).map_err(|what| Failure { what, trace })
+            match ended {
+                Ok(tally) => Ok(Outcome { trace: taken(), tally }),
+                Err(what) => Err(Failure { what, trace: taken() }),
+            }
         }
         Err(panic) => {
             // Half of it may be in the middle of something: dropped, it could panic again and end the process.
