@@ -517,7 +517,8 @@ async fn row_36_and_37_without_a_quorum_nothing_is_claimed() {
 async fn row_38_a_node_that_has_no_cluster_yet_is_not_serving() {
     let cluster = TestCluster::start_with(1, |_| {}).await;
     let mut config = cluster.configs[0].clone();
-    let ports = raftlock_tests::wires::FreePorts::take(3).addresses;
+    let reserved = raftlock_tests::wires::FreePorts::take(3);
+    let ports = &reserved.addresses;
     config.data_dir = config.data_dir.with_file_name("alone");
     (config.listen, config.peer_listen) = (ports[0].clone(), ports[1].clone());
     config.seeds = vec![ports[2].clone()];

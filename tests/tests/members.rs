@@ -22,6 +22,8 @@ struct Life {
     configs: Vec<Config>,
     nodes: Vec<Option<Node>>,
     dir: tempfile::TempDir,
+    /// Kept so that a node that is down finds its address free again.
+    _ports: FreePorts,
 }
 
 impl Life {
@@ -38,8 +40,8 @@ impl Life {
             config
         });
         let configs = configs.collect();
-        drop(ports);
-        let mut life = Life { configs, nodes: (0..count_max).map(|_| None).collect(), dir };
+        let nodes = (0..count_max).map(|_| None).collect();
+        let mut life = Life { configs, nodes, dir, _ports: ports };
         life.start(0).await;
         life.nodes[0].as_ref().expect("just started").ready().await;
         life

@@ -235,7 +235,8 @@ async fn the_second_of_two_clones_stops() {
     let mut clone = cluster.configs[at].clone();
     clone.data_dir = dir.with_file_name("clone");
     copy_folder(&dir, &clone.data_dir);
-    let ports = raftlock_tests::wires::FreePorts::take(2).addresses;
+    let reserved = raftlock_tests::wires::FreePorts::take(2);
+    let ports = &reserved.addresses;
     (clone.listen, clone.peer_listen) = (ports[0].clone(), ports[1].clone());
     // It says what the first one says: it is a copy in this too.
     clone.peer_advertise = Some(cluster.configs[at].peer_listen.clone());
@@ -254,7 +255,8 @@ async fn the_second_of_two_clones_stops() {
 #[tokio::test]
 async fn row_53_a_node_of_another_cluster_name_is_not_promised_anything() {
     let cluster = TestCluster::start(1).await;
-    let ports = raftlock_tests::wires::FreePorts::take(3).addresses;
+    let reserved = raftlock_tests::wires::FreePorts::take(3);
+    let ports = &reserved.addresses;
     let mut config = cluster.configs[0].clone();
     config.data_dir = config.data_dir.with_file_name("pristine");
     (config.listen, config.peer_listen) = (ports[0].clone(), ports[1].clone());

@@ -5,13 +5,13 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use raftlock_tests::wires::FreePorts;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -85,10 +85,12 @@ pub fn finish(mut command: Command) -> Done {
     }
 }
 
-/// A port where nobody listens.
+/// A port where nobody listens, as long as this process lives.
 pub fn dead_endpoint() -> String {
-    let listening = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listening.local_addr().expect("bound").to_string()
+    let port = FreePorts::take(1);
+    let address = port.addresses[0].clone();
+    std::mem::forget(port);
+    address
 }
 
 /// Looks until it is so.

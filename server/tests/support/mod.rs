@@ -15,6 +15,8 @@ use raftlock_tests::wires::FreePorts;
 pub struct Processes {
     pub nodes: Vec<NodeProcess>,
     dir: tempfile::TempDir,
+    /// Kept so that a node that is down finds its addresses free again.
+    ports: Vec<FreePorts>,
 }
 
 pub struct NodeProcess {
@@ -41,8 +43,7 @@ impl Processes {
             NodeProcess::new(name, &listens[at], &peers[at], dir.path(), &flags)
         });
         let nodes = nodes.collect();
-        drop(ports);
-        let mut processes = Processes { nodes, dir };
+        let mut processes = Processes { nodes, dir, ports: vec![ports] };
         for at in 0..count {
             processes.spawn(at);
         }
@@ -58,7 +59,7 @@ impl Processes {
         let (peer, listen) = (&ports.addresses[0], &ports.addresses[1]);
         let node = NodeProcess::new(format!("n{}", at + 1), listen, peer, self.dir.path(), &flags);
         self.nodes.push(node);
-        drop(ports);
+        self.ports.push(ports);
         self.spawn(at);
         at
     }
