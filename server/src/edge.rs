@@ -96,10 +96,26 @@ pub struct Edge {
     outboxes: Mutex<Outboxes>,
 }
 
+/// Session streams on one node. One that says nothing costs about ten kilobytes, so as many cost less than a gigabyte;
+/// and one stream carries a whole client process.
+const STREAMS_MAX: usize = 65_536;
+
 #[derive(Default)]
 struct Outboxes {
     next: u64,
     open: BTreeMap<u64, Arc<Outbox>>,
+}
+
+impl Outboxes {
+    /// Takes one in under a number of its own; `None` if there are `most`.
+    fn admit(&mut self, outbox: &Arc<Outbox>, most: usize) -> Option<u64> {
+        if self.open.len() >= most {
+            return None;
+        }
+        self.next += 1;
+        self.open.insert(self.next, outbox.clone());
+        Some(self.next)
+    }
 }
 
 impl Edge {
@@ -206,18 +222,16 @@ impl Edge {
     }
 
     /// Carries one client's stream for as long as it lasts; the answer is what goes back to the client.
+    ///
+    /// # Errors
+    /// There are [`STREAMS_MAX`] of them.
     pub fn stream(
         self: Arc<Self>,
         incoming: Streaming<SessionRequest>,
-    ) -> impl Stream<Item = Result<SessionResponse, Status>> + Send + use<> {
+    ) -> Result<impl Stream<Item = Result<SessionResponse, Status>> + Send + use<>, Status> {
         let outbox = Outbox::local();
-        let number = {
-            let mut outboxes = self.lock();
-            outboxes.next += 1;
-            let number = outboxes.next;
-            outboxes.open.insert(number, outbox.clone());
-            number
-        };
+        let admitted = self.lock().admit(&outbox, STREAMS_MAX);
+        let number = admitted.ok_or_else(|| status::too_many_streams(STREAMS_MAX))?;
         let back = stream::unfold(Some(outbox.clone()), |outbox| async move {
             let outbox = outbox?;
             match outbox.next().await {
@@ -229,7 +243,7 @@ impl Edge {
             self.carry(incoming, &outbox).await;
             self.lock().open.remove(&number);
         });
-        back
+        Ok(back)
     }
 
     async fn carry(&self, mut incoming: Streaming<SessionRequest>, outbox: &Arc<Outbox>) {
@@ -321,5 +335,20 @@ impl Way {
             Way::There { relay, number } => relay.close(*number),
             Way::Nowhere => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_are_bounded_and_a_place_that_is_left_is_free_again() {
+        let (mut outboxes, outbox) = (Outboxes::default(), Outbox::local());
+        let first = outboxes.admit(&outbox, 2).expect("room");
+        assert!(outboxes.admit(&outbox, 2).is_some());
+        assert_eq!(outboxes.admit(&outbox, 2), None);
+        outboxes.open.remove(&first);
+        assert!(outboxes.admit(&outbox, 2).is_some_and(|number| number != first));
     }
 }

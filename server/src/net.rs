@@ -6,6 +6,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,12 +38,28 @@ trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// One connection, whatever carries it.
-pub struct Wire(Box<dyn Duplex>);
+pub struct Wire {
+    stream: Box<dyn Duplex>,
+    peer: Option<IpAddr>,
+}
 
 impl Wire {
-    /// Wraps a connection.
+    /// Wraps a connection with somebody who has no address of his own.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Wire(Box::new(stream))
+        Wire::from_peer(None, stream)
+    }
+
+    /// Wraps a connection with whoever is at `peer`.
+    pub fn from_peer(
+        peer: Option<IpAddr>,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    ) -> Self {
+        Wire { stream: Box::new(stream), peer }
+    }
+
+    /// Where the other end is. Whoever connected is told apart by it; a dialled connection does not say.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
     }
 }
 
@@ -52,21 +69,21 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Wire {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -74,11 +91,11 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 }
 
@@ -129,9 +146,9 @@ impl Listen for TcpPort {
 
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Wire>> {
         Box::pin(async move {
-            let (stream, _) = self.listener.accept().await?;
+            let (stream, peer) = self.listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok(Wire::new(stream))
+            Ok(Wire::from_peer(Some(peer.ip().to_canonical()), stream))
         })
     }
 }

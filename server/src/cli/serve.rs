@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use raftlock_server::config::Config;
-use raftlock_server::host::host_name;
+use raftlock_server::host::{host_name, raise_descriptors_max};
 use raftlock_server::node::{Node, NodeError, Seams};
 use raftlock_server::store::StoreError;
 use serde::Deserialize;
@@ -182,6 +182,9 @@ pub fn execute(args: Args) -> Result<(), Failure> {
     let config = layered(file, &ComposeEnv::read()?, args.settings, &host_name())?;
     config.validate().map_err(|error| Failure::Usage(format!("--{error}")))?;
     logging::start(logging::SERVER_FILTER, log_format)?;
+    if let Err(error) = raise_descriptors_max() {
+        tracing::warn!(%error, "the limit of open files stays as low as it is");
+    }
     super::block_on(serve(config))
 }
 

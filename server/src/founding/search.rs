@@ -441,7 +441,10 @@ mod tests {
             let desk = Founding::open("c".into(), (id, member), store.clone()).expect("an empty store");
             let router = serve::builder().add_service(PeerServer::new(PeerService::new(desk.clone(), store)));
             let mut port = JoinSet::new();
-            port.spawn(async move { drop(serve::run(router, listener, CancellationToken::new()).await) });
+            let gate = crate::service::gate::Gate::peers();
+            port.spawn(
+                async move { drop(serve::run(router, listener, gate, CancellationToken::new()).await) },
+            );
             Founder { desk, _dir: dir, port }
         }
 

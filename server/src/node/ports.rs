@@ -13,6 +13,7 @@ use crate::edge::Edge;
 use crate::links::PEER_MESSAGE_BYTES_MAX;
 use crate::net::{Listen, Net};
 use crate::service::admin::AdminService;
+use crate::service::gate::Gate;
 use crate::service::lock::LockService;
 use crate::service::peer::PeerService;
 use crate::service::serve;
@@ -54,7 +55,7 @@ pub async fn serve_public(
             .expect("the descriptor is checked in with the code")
     });
     let router = serve::builder()
-        .layer(serve::corrected())
+        .layer(serve::Corrected)
         .add_service(health)
         .add_service(lock)
         .add_service(admin)
@@ -76,7 +77,7 @@ pub async fn serve_public(
         }
     };
     tokio::select! {
-        served = serve::run(router, port, stop) => log_end("public", served),
+        served = serve::run(router, port, Gate::public(), stop) => log_end("public", served),
         () = report => {}
     }
 }
@@ -87,7 +88,7 @@ pub async fn serve_peers(peers: PeerService, port: Box<dyn Listen>, stop: Cancel
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
     let router = serve::builder().add_service(service);
-    log_end("peer", serve::run(router, port, stop).await);
+    log_end("peer", serve::run(router, port, Gate::peers(), stop).await);
 }
 
 fn log_end(port: &str, served: Result<(), tonic::transport::Error>) {

@@ -307,7 +307,7 @@ impl RaftLock for LockService {
             Route::Nowhere(why) => Err(why.status()),
             Route::Here(_) | Route::There(_) => {
                 let responses = self.edge.clone().stream(request.into_inner());
-                Ok(Response::new(Box::pin(responses) as Responses))
+                responses.map(|responses| Response::new(Box::pin(responses) as Responses))
             }
         };
         named(self.edge.cluster(), opened)

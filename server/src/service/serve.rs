@@ -1,19 +1,24 @@
 //! A tonic router on a listener of ours, until told to stop.
 //!
-//! Two of tonic's own answers are corrected on the way out: a message above the bound is RESOURCE_EXHAUSTED, not
-//! OUT_OF_RANGE, and bytes that are no protobuf message (or text that is not UTF-8) are INVALID_ARGUMENT, not INTERNAL.
+//! Tonic's own answers are corrected: what is not gRPC by its content type gets HTTP's 415, as the gRPC protocol over
+//! HTTP/2 has it; a message above the bound is RESOURCE_EXHAUSTED, not OUT_OF_RANGE; and bytes that are no protobuf
+//! message (or text that is not UTF-8) are INVALID_ARGUMENT, not INTERNAL.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use futures_util::future::{Either, MapOk, Ready, ready};
+use futures_util::{Stream, TryFutureExt, stream};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::transport::server::Router;
-use tower::util::MapResponseLayer;
 use tower::{Layer, Service};
 
+use super::gate::Gate;
 use super::status;
 use crate::net::{Listen, Wire};
 
@@ -49,6 +54,7 @@ pub fn builder() -> tonic::transport::Server {
 pub async fn run<L>(
     router: Router<L>,
     port: Box<dyn Listen>,
+    gate: Arc<Gate>,
     stop: CancellationToken,
 ) -> Result<(), tonic::transport::Error>
 where
@@ -57,15 +63,19 @@ where
         Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
     <L::Service as Service<Request<Body>>>::Future: Send + 'static,
 {
-    let incoming = connections(port);
+    let incoming = connections(port, gate);
     router.serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await }).await
 }
 
-fn connections(port: Box<dyn Listen>) -> impl Stream<Item = std::io::Result<Wire>> {
-    stream::unfold(port, |mut port| async move {
+fn connections(port: Box<dyn Listen>, gate: Arc<Gate>) -> impl Stream<Item = std::io::Result<Wire>> {
+    stream::unfold((port, gate), |(mut port, gate)| async move {
         loop {
             match port.accept().await {
-                Ok(wire) => return Some((Ok(wire), port)),
+                Ok(wire) => {
+                    if let Some(wire) = gate.admit(wire) {
+                        return Some((Ok(wire), (port, gate)));
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -75,27 +85,77 @@ fn connections(port: Box<dyn Listen>) -> impl Stream<Item = std::io::Result<Wire
     })
 }
 
-/// Corrects tonic's own statuses on the public port.
-pub fn corrected() -> MapResponseLayer<fn(Response<Body>) -> Response<Body>> {
-    MapResponseLayer::new(|mut response| {
-        correct(response.headers_mut());
-        response
-    })
+/// Corrects tonic's own answers on the public port.
+#[derive(Clone, Copy)]
+pub struct Corrected;
+
+impl<S> Layer<S> for Corrected {
+    type Service = CorrectedService<S>;
+
+    fn layer(&self, inner: S) -> CorrectedService<S> {
+        CorrectedService(inner)
+    }
 }
+
+/// What [`Corrected`] makes of a service.
+#[derive(Clone)]
+pub struct CorrectedService<S>(S);
+
+impl<S> Service<Request<Body>> for CorrectedService<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<Response<Body>, S::Error>>, MapOk<S::Future, Correction>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            return Either::Left(ready(Ok(no_grpc())));
+        }
+        Either::Right(self.0.call(request).map_ok(corrected))
+    }
+}
+
+type Correction = fn(Response<Body>) -> Response<Body>;
+
+fn corrected(mut response: Response<Body>) -> Response<Body> {
+    correct(response.headers_mut());
+    response
+}
+
+/// `application/grpc`, and what may follow it: `+proto`, `;…`.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let after = kind.strip_prefix("application/grpc");
+    after.is_some_and(|after| after.is_empty() || after.starts_with(['+', ';']))
+}
+
+fn no_grpc() -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    response
+}
+
+/// How tonic's messages begin when the client's bytes are at fault, percent-encoded as they travel.
+const NO_MESSAGE: [&str; 2] = [
+    "failed%20to%20decode%20Protobuf",
+    "protocol%20error:%20received%20message%20with%20invalid%20compression",
+];
 
 fn correct(headers: &mut HeaderMap) {
     let code = headers.get("grpc-status").and_then(|code| code.to_str().ok());
     let message = headers.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
     let better = match code {
         Some("11") => status::too_large(),
-        Some("13")
-            if message.starts_with("failed%20to%20decode%20Protobuf")
-                || message.starts_with("failed to decode Protobuf") =>
-        {
-            status::invalid(
-                "the request is not the protobuf message that the method takes, or its text is not UTF-8",
-            )
-        }
+        Some("13") if NO_MESSAGE.iter().any(|start| message.starts_with(start)) => status::invalid(
+            "the request is not the protobuf message that the method takes, or its text is not UTF-8",
+        ),
         _ => return,
     };
     let mut corrected = HeaderMap::new();

@@ -89,6 +89,12 @@ pub fn too_large() -> Status {
     with_reason(Code::ResourceExhausted, "MESSAGE_TOO_LARGE", message, None)
 }
 
+/// A session stream above the bound of the node.
+pub fn too_many_streams(most: usize) -> Status {
+    let message = format!("this node carries at most {most} session streams");
+    with_reason(Code::ResourceExhausted, "TOO_MANY_STREAMS", message, Some(BUSY_WAIT))
+}
+
 /// A linearizable read could not be had here.
 pub fn read_failed(error: &ReadError, leader: Option<&(u64, Member)>) -> Status {
     match error {

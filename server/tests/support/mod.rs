@@ -25,6 +25,8 @@ pub struct NodeProcess {
     pub peer: String,
     pub data: PathBuf,
     args: Vec<String>,
+    /// Files and connections that it may have open, if not as many as the test itself.
+    pub descriptors_max: Option<u32>,
     child: Option<Child>,
     starts: usize,
 }
@@ -71,7 +73,16 @@ impl Processes {
         assert!(node.child.is_none(), "{} is up", node.name);
         node.starts += 1;
         let log = File::create(dir.join(format!("{}.{}.log", node.name, node.starts))).expect("a log file");
-        let child = Command::new(env!("CARGO_BIN_EXE_raftlock"))
+        let binary = env!("CARGO_BIN_EXE_raftlock");
+        let mut command = match node.descriptors_max {
+            None => Command::new(binary),
+            Some(most) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &most.to_string(), binary]);
+                shell
+            }
+        };
+        let child = command
             .args(&node.args)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
@@ -188,7 +199,7 @@ impl NodeProcess {
         let all = ["serve", "--allow-volatile-data"].into_iter().chain(own).chain(flags.iter().copied());
         let args = all.map(str::to_owned).collect();
         let (listen, peer) = (listen.to_owned(), peer.to_owned());
-        NodeProcess { name, listen, peer, data, args, child: None, starts: 0 }
+        NodeProcess { name, listen, peer, data, args, descriptors_max: None, child: None, starts: 0 }
     }
 }
 
