@@ -8,10 +8,12 @@
 //! - [`crash_points`]: every moment at which the store's disk can fail, and what must be there afterwards.
 //! - [`clock_schedules`], [`table_rules`]: rules of the leader's clock and of the lock table that need no cluster.
 //! - [`planted`]: bugs that the product has in one build only, and the suite that must find each.
+//! - [`chaos`]: processes of the release binary on a real network and disk, while everything goes wrong.
 //! - [`tally`]: what a suite came to, in counts that add up.
 //!
 //! The checks look at what clients saw, never at what a server says of itself, except for the final state.
 
+pub mod chaos;
 pub mod clock_schedules;
 pub mod cluster;
 pub mod crash_points;

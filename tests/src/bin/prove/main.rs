@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use raftlock_tests::tally::Tally;
 use raftlock_tests::{clock_schedules, table_rules};
 
+mod chaos;
 mod crash;
 mod founding;
 mod jobs;
@@ -32,6 +33,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Suite {
+    /// Processes of the release binary while everything goes wrong
+    Chaos(chaos::Args),
+    /// One client process of that suite
+    #[command(hide = true)]
+    Client(raftlock_tests::chaos::app::Args),
     /// Every crash point of the store
     Crash(crash::Args),
     /// A cluster and its clients in one thread, while everything goes wrong
@@ -68,6 +74,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<Tally> {
     let tally = match cli.suite {
+        Suite::Chaos(args) => chaos::run(&args),
+        Suite::Client(args) => raftlock_tests::chaos::app::live(args).map(|()| std::process::exit(0)),
         Suite::Crash(args) => crash::run(&args),
         Suite::Sim(args) => sim::run(&args),
         Suite::Founding(args) => founding::run(&args),

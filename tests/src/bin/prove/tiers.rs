@@ -32,6 +32,7 @@ impl Tier {
                 &["founding", "--seeds", "200"],
                 &["crash", "--images", "100000"],
                 &["sim", "--seeds", "600"],
+                &["chaos", "--scale", "0.5"],
             ],
             Tier::Full => &[
                 &["clock", "--seeds", "100000"],
@@ -39,6 +40,7 @@ impl Tier {
                 &["founding", "--seeds", "1000"],
                 &["crash", "--images", "300000"],
                 &["sim", "--seeds", "2000"],
+                &["chaos"],
                 &["planted"],
             ],
         }
