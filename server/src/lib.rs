@@ -104,3 +104,9 @@ pub use node::{Node, NodeError};
 
 #[doc(hidden)]
 pub use raft::seed_thread_rng;
+
+/// For suites that try what a node makes of bytes that nobody wrote.
+#[doc(hidden)]
+pub mod raft_doors {
+    pub use crate::raft::codec::{Reread, reread};
+}

@@ -9,7 +9,8 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::join_all;
 use prost::Message;
-use raftlock_proto::v1::LockRequest;
+use raftlock_proto::v1::session_op::Op;
+use raftlock_proto::v1::{LockRequest, OpenSession, SessionOp, SessionRequest};
 use raftlock_tests::cluster::PATIENCE;
 use support::Processes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,6 +50,9 @@ const STREAM_BYTES: usize = 24 * 1024;
 /// What all floods of frames together may cost: some megabytes went by, and a hundred kilobytes were kept.
 const FLOODS_BYTES: usize = 4 * 1024 * 1024;
 
+/// What a client may cost that does not read: 4 MiB of events wait for it, as structures a few times as large.
+const SLOW_CONSUMER_BYTES: usize = 48 * 1024 * 1024;
+
 fn assert_grew_less(pid: u32, before: usize, most: usize) {
     let grown = peak_memory(pid) - before;
     assert!(grown < most, "it grew by {grown} bytes, {most} are allowed");
@@ -61,11 +65,16 @@ fn lock_message(name: &str, compressed: bool) -> Bytes {
         ttl_seconds: 60,
         ..LockRequest::default()
     };
-    let mut message = BytesMut::new();
-    message.put_u8(compressed.into());
-    message.put_u32(request.encoded_len() as u32);
-    request.encode(&mut message).expect("there is room");
-    message.freeze()
+    framed(&request, compressed)
+}
+
+/// As gRPC sends a message.
+fn framed(message: &impl Message, compressed: bool) -> Bytes {
+    let mut bytes = BytesMut::new();
+    bytes.put_u8(compressed.into());
+    bytes.put_u32(message.encoded_len() as u32);
+    message.encode(&mut bytes).expect("there is room");
+    bytes.freeze()
 }
 
 /// What came of a call: the status of HTTP, and that of gRPC if there was one.
@@ -378,4 +387,67 @@ async fn streams_that_are_opened_and_say_nothing_cost_little_memory() {
     let streams: u32 = heard.iter().map(|(bound, _)| bound).sum();
     assert_grew_less(node.pid(0), before, streams as usize * STREAM_BYTES);
     serves(&address, HOME, "k").await;
+}
+
+/// A message with as many requests as fit, each of which is refused in more words than it has itself.
+fn many_refused() -> Bytes {
+    let open = |key| SessionOp { op: Some(Op::Open(OpenSession { key, ..OpenSession::default() })) };
+    let mut message = SessionRequest::default();
+    for key in 1.. {
+        message.ops.push(open(key));
+        if key % 1_000 == 0 && message.encoded_len() > 32 * 1024 {
+            return framed(&message, false);
+        }
+    }
+    unreachable!("the keys do not end")
+}
+
+#[tokio::test]
+async fn row_45_who_does_not_read_is_cut_off_and_holds_nobody_up() {
+    let node = Processes::start(1, &[]).await;
+    let address = node.nodes[0].listen.clone();
+    let before = peak_memory(node.pid(0));
+    let (client, connection) =
+        h2::client::handshake(dial(&address, HOME).await).await.expect("it speaks HTTP/2");
+    let connection = tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://node{SESSION}"));
+    for (name, value) in GRPC {
+        request = request.header(name, value);
+    }
+    let request = request.body(()).expect("it is well-formed");
+    let (response, mut send) =
+        client.ready().await.expect("it is open").send_request(request, false).expect("a stream");
+    // Many times what may wait for one client, and nothing of what comes back is taken.
+    let message = many_refused();
+    for at in 0..100 {
+        send.reserve_capacity(message.len());
+        while send.capacity() < message.len() {
+            let more = timeout(PATIENCE, std::future::poll_fn(|cx| send.poll_capacity(cx))).await;
+            if !matches!(more.expect("it goes on reading, or ends"), Some(Ok(_))) {
+                break;
+            }
+        }
+        if send.send_data(message.clone(), false).is_err() {
+            break;
+        }
+        if at % 10 == 0 {
+            let begun = tokio::time::Instant::now();
+            serves(&address, HOME, &format!("lock-{at}")).await;
+            assert!(begun.elapsed() < Duration::from_secs(2), "others are held up: {:?}", begun.elapsed());
+        }
+    }
+    assert_grew_less(node.pid(0), before, SLOW_CONSUMER_BYTES);
+    let mut body = timeout(PATIENCE, response).await.expect("headers").expect("an answer").into_body();
+    while let Some(data) = timeout(PATIENCE, body.data()).await.expect("the end comes") {
+        let Ok(data) = data else { break };
+        body.flow_control().release_capacity(data.len()).expect("it was taken");
+    }
+    let trailers = body.trailers().await.expect("an end in order").expect("with a status");
+    assert_eq!(
+        trailers.get("grpc-status").map(|code| code.as_bytes()),
+        Some(&b"10"[..]),
+        "ABORTED: {trailers:?}"
+    );
+    assert_grew_less(node.pid(0), before, SLOW_CONSUMER_BYTES);
+    connection.abort();
 }

@@ -7,8 +7,10 @@
 //! - [`history`]: who believed to hold what, when, and under which token; and the checks that no run may fail.
 //! - [`crash_points`]: every moment at which the store's disk can fail, and what must be there afterwards.
 //! - [`clock_schedules`], [`table_rules`]: rules of the leader's clock and of the lock table that need no cluster.
+//! - [`fuzz`]: bytes that nobody wrote, at every decoder.
 //! - [`planted`]: bugs that the product has in one build only, and the suite that must find each.
 //! - [`chaos`]: processes of the release binary on a real network and disk, while everything goes wrong.
+//! - [`raw_codec`]: gRPC with bytes as they are.
 //! - [`tally`]: what a suite came to, in counts that add up.
 //!
 //! The checks look at what clients saw, never at what a server says of itself, except for the final state.
@@ -18,8 +20,10 @@ pub mod clock_schedules;
 pub mod cluster;
 pub mod crash_points;
 pub mod founders;
+pub mod fuzz;
 pub mod history;
 pub mod planted;
+pub mod raw_codec;
 pub mod table_rules;
 pub mod tally;
 pub mod world;

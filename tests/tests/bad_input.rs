@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use bytes::{Buf, BufMut};
 use prost::Message;
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::session_op::Op;
 use raftlock_proto::v1::ticket_outcome::Outcome;
 use raftlock_proto::v1::*;
 use raftlock_tests::cluster::{PATIENCE, TestCluster, eventually};
+use raftlock_tests::raw_codec::RawCodec;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
@@ -531,46 +531,6 @@ async fn row_38_a_node_that_has_no_cluster_yet_is_not_serving() {
     assert!(!node.status().ready);
     node.shutdown().await;
     cluster.end().await;
-}
-
-/// Bytes as they are, instead of a message.
-#[derive(Clone, Copy, Debug, Default)]
-struct RawCodec;
-
-impl tonic::codec::Codec for RawCodec {
-    type Encode = Vec<u8>;
-    type Decode = Vec<u8>;
-    type Encoder = RawCodec;
-    type Decoder = RawCodec;
-
-    fn encoder(&mut self) -> RawCodec {
-        RawCodec
-    }
-
-    fn decoder(&mut self) -> RawCodec {
-        RawCodec
-    }
-}
-
-impl tonic::codec::Encoder for RawCodec {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn encode(&mut self, item: Vec<u8>, to: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), Status> {
-        to.put_slice(&item);
-        Ok(())
-    }
-}
-
-impl tonic::codec::Decoder for RawCodec {
-    type Item = Vec<u8>;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Vec<u8>>, Status> {
-        let mut bytes = vec![0; from.remaining()];
-        from.copy_to_slice(&mut bytes);
-        Ok(Some(bytes))
-    }
 }
 
 /// `prost` is used for its lengths: a request just below the bound is taken.

@@ -165,6 +165,31 @@ pub fn snapshot_meta_back(meta: &peer::SnapshotMeta) -> Result<SnapshotMeta, Mal
     })
 }
 
+/// Bytes that a node reads back from its disk or hears from its peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reread {
+    /// A row of the log.
+    Entry,
+    /// A vote.
+    Vote,
+    /// The description of a snapshot.
+    Snapshot,
+}
+
+/// Reads bytes as a node does, and writes what it read; `None` if it refuses them.
+pub fn reread(kind: Reread, bytes: &[u8]) -> Option<Vec<u8>> {
+    let written = match kind {
+        Reread::Entry => entry_bytes(&entry_from_bytes(Bytes::copy_from_slice(bytes)).ok()?),
+        Reread::Vote => vote_bytes(&vote_from_bytes(bytes).ok()?),
+        Reread::Snapshot => {
+            let given = peer::SnapshotMeta::decode(bytes).ok()?;
+            let read = snapshot_meta_back(&given).ok()?;
+            snapshot_meta(&given.id, &read, given.chunks, given.bytes).encode_to_vec().into()
+        }
+    };
+    Some(written.into())
+}
+
 fn bounded(field: &'static str, value: u64, max: u64) -> Result<u64, Malformed> {
     if value > max { Err(Malformed::Absurd(field)) } else { Ok(value) }
 }

@@ -205,18 +205,18 @@ impl App {
     /// Looks at a guard. The stamp is from before the look: at that time, at least, it was believed to be held.
     fn is_held(&self, hold: u64, guard: &LockGuard) -> bool {
         let at = now();
-        let held = guard.is_held();
-        if held {
-            self.shared.voice.say_of(at, Said::Held { hold });
+        let left = guard.remaining();
+        if !left.is_zero() {
+            self.shared.voice.say_of(at, Said::Held { hold, left: left.as_nanos() as u64 });
         }
-        held
+        !left.is_zero()
     }
 
     /// Works under a guard, and gives it back in one way or another.
     async fn hold(&mut self, names: Vec<String>, guard: Result<Option<LockGuard>, Error>, asked: u64) {
         let guard = match guard {
             Ok(Some(guard)) => guard,
-            Ok(None) => return,
+            Ok(None) => return self.say(Said::Refused { name: names[0].clone(), asked }),
             Err(error) => return self.failed("acquire", &error),
         };
         let name = names[0].clone();
@@ -232,6 +232,7 @@ impl App {
         }
         if self.rng.u8(0..6) == 0 {
             let ttl = self.some_ttl();
+            self.say(Said::Extending { hold });
             let _ = guard.extend(ttl).await;
         }
         self.give_back(hold, guard).await;

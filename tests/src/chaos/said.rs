@@ -22,8 +22,10 @@ pub(crate) struct Line {
 pub(crate) enum Said {
     /// It has a guard, which it had asked for at `asked`.
     Granted { hold: u64, names: Vec<String>, token: u64, asked: u64 },
-    /// It looked, and the guard was held.
-    Held { hold: u64 },
+    /// It looked, and the guard was held, with so many nanoseconds left.
+    Held { hold: u64, left: u64 },
+    /// It is about to ask for a lease of another length.
+    Extending { hold: u64 },
     /// It is about to send its release.
     Releasing { hold: u64 },
     /// The release was answered.
@@ -32,6 +34,8 @@ pub(crate) enum Said {
     Lost { hold: u64, why: String },
     /// A call ended without a grant.
     Failed { what: String, kind: String },
+    /// It did not want to wait, and was told that the lock is held.
+    Refused { name: String, asked: u64 },
     /// It was told who holds a lock.
     Read { name: String, token: Option<u64>, asked: u64 },
     /// A write arrives at the resource.

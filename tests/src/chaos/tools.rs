@@ -54,7 +54,8 @@ impl Traced {
         let child = strace.stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("strace")?;
         let traced = Traced { child, log };
         // A process that is hit at once may be gone before anybody looks.
-        let attached = within(ATTACH_LIMIT, async || (is_traced(pid) || traced.hits() > 0).then_some(())).await;
+        let attached =
+            within(ATTACH_LIMIT, async || (is_traced(pid) || traced.hits() > 0).then_some(())).await;
         attached.with_context(|| format!("strace has no hold of process {pid} after {ATTACH_LIMIT:?}"))?;
         Ok(traced)
     }

@@ -62,6 +62,8 @@ struct Process {
     name: String,
     rng: fastrand::Rng,
     client: Client,
+    /// How fast its clock goes.
+    rate: f64,
 }
 
 /// Runs the application of one host in its `life`-th life.
@@ -103,7 +105,7 @@ impl Process {
         };
         let client =
             Client::builder().endpoints(endpoints.collect::<Vec<_>>()).owner(&name).seams(seams).lazy()?;
-        Ok(Process { shared, name, rng, client })
+        Ok(Process { shared, name, rng, client, rate })
     }
 
     fn now(&self) -> Duration {
@@ -196,7 +198,10 @@ impl Process {
     async fn hold(&mut self, names: &[String], guard: Result<Option<LockGuard>, Error>, asked: Duration) {
         let guard = match guard {
             Ok(Some(guard)) => guard,
-            Ok(None) => return self.say("finds it held"),
+            Ok(None) => {
+                names.iter().for_each(|name| self.shared.history.refused(&self.name, name, asked));
+                return self.say("finds it held");
+            }
             Err(error) => {
                 self.shared.count("acquires without a grant");
                 self.say(&format!("did not get {names:?}: {:?}", error.kind()));
@@ -208,6 +213,7 @@ impl Process {
         let held: Vec<HoldId> =
             names.iter().map(|name| history.granted(&self.name, name, token, asked)).collect();
         self.shared.count("grants");
+        self.note_promise(&guard, &held);
         self.say(&format!("holds {names:?} under {token}"));
         let long = self.rng.u8(0..20) == 0 && self.now() < self.shared.plan.chaos;
         let (pieces, piece) = if long { (4, 100..1_500) } else { (2, 1..200) };
@@ -222,6 +228,7 @@ impl Process {
                 }
                 () = tokio::time::sleep(rest) => {}
             }
+            self.note_promise(&guard, &held);
             if guard.is_held() {
                 // It looked, and then the write is under way: whatever happens now, it will arrive.
                 let write = self.write(&names[0], token);
@@ -230,7 +237,10 @@ impl Process {
         }
         if self.rng.u8(0..6) == 0 {
             let ttl = self.some_ttl();
-            let _ = noting_the_loss(&guard, &held, &history, guard.extend(ttl)).await;
+            held.iter().for_each(|hold| history.extending(*hold));
+            if noting_the_loss(&guard, &held, &history, guard.extend(ttl)).await.is_ok() {
+                self.note_promise(&guard, &held);
+            }
         }
         held.iter().for_each(|hold| history.releasing(*hold));
         match self.rng.u8(0..4) {
@@ -242,6 +252,12 @@ impl Process {
             }
         }
         self.say(&format!("is through with {names:?}"));
+    }
+
+    /// For how long, at least, the client counts on its lease.
+    fn note_promise(&self, guard: &LockGuard, held: &[HoldId]) {
+        let remaining = guard.remaining().div_f64(self.rate);
+        held.iter().for_each(|hold| self.shared.history.promised(*hold, remaining));
     }
 
     /// A write that travels for a while. The resource takes it unless it has seen a newer token.

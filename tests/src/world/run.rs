@@ -265,7 +265,7 @@ impl World {
         let history = &self.shared.history;
         let checked = match self.plan.wild_clocks {
             true => history.check_tokens(),
-            false => history.check_beliefs(&replay.over).and_then(|()| history.check().map(drop)),
+            false => history.check_against(&replay.timelines).and_then(|()| history.check().map(drop)),
         };
         checked.map_err(|violation| violation.to_string())?;
         let mut tally = lock(&self.shared.tally).clone();

@@ -6,17 +6,20 @@
 //! - After the same entry every table has the same running hash, restarts and snapshots included.
 //! - A node applies in order, without holes.
 //! - Cluster time never runs faster than real time, and each entry adds to it what it says.
+//! - A lease ends in its time: not before as much cluster time has passed since its last renewal, and not much later.
 //! - The log, replayed, gives the grants that the clients saw, and no others to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lock_table::{Batch, Command, Event, LockTable, Outcome, Output};
+use lock_table::{Batch, Command, EndCause, Event, LockTable, Mode, Outcome, Output};
+use raftlock_server::clock::DT_MAX;
 use raftlock_server::node::{Applied, Witness};
 
 use super::lock;
 use super::run::Trace;
+use crate::history::Timelines;
 use crate::tally::Tally;
 
 /// What every node has applied, and the first thing that was wrong with it.
@@ -82,7 +85,7 @@ impl Watch {
             if replay.table.trail() != entry.trail {
                 return Err(format!("entry {index}: replayed, the table has another hash"));
             }
-            replay.note_ends(entry.at);
+            replay.note_holders(entry.at);
             let (cluster, real) = (replay.table.now().get(), entry.at.mul_f64(state.rate_max));
             if u128::from(cluster) > real.as_millis() {
                 return Err(format!("entry {index}: cluster time {cluster} ms after {real:?}"));
@@ -98,27 +101,86 @@ pub(crate) struct Replay {
     pub(crate) table: LockTable,
     /// By token: the owner and the names.
     pub(crate) grants: BTreeMap<u64, (String, Vec<String>)>,
-    /// By token: when it held nothing any more.
-    pub(crate) over: BTreeMap<u64, Duration>,
+    /// Who held what, over time.
+    pub(crate) timelines: Timelines,
+    /// Tokens that hold something.
+    standing: BTreeSet<u64>,
+    /// Within the entry at hand: names that were granted, with the token, or asked for in vain.
+    within: Vec<(String, Option<u64>)>,
+    /// Every name that anybody asked for.
+    names: BTreeSet<String>,
+    leases: BTreeMap<u64, Lease>,
     owners: BTreeMap<u64, String>,
     asked: BTreeMap<(u64, u64), Vec<String>>,
 }
 
+/// In cluster time, in milliseconds.
+struct Lease {
+    /// Its last renewal.
+    from: u64,
+    ttl_ms: u64,
+}
+
 impl Replay {
-    fn note_ends(&mut self, at: Duration) {
-        let holds = |token: u64, name: &str| {
-            let view = self.table.get(name, usize::MAX);
-            view.holders.iter().any(|holder| holder.token.get() == token)
-        };
-        for (token, (_, names)) in &self.grants {
-            if !self.over.contains_key(token) && !names.iter().any(|name| holds(*token, name)) {
-                self.over.insert(*token, at);
+    /// Holders as they are after an entry that was first applied at this time, and those that came and went within it.
+    fn note_holders(&mut self, at: Duration) {
+        for (name, token) in std::mem::take(&mut self.within) {
+            match token {
+                Some(token) => self.timelines.holds(at, &name, Some(token), false),
+                None => self.timelines.is_waited_for(at, &name),
             }
         }
+        for name in &self.names {
+            let view = self.table.get(name, 1);
+            let exclusive = view.holders.iter().find(|holder| holder.mode == Mode::Exclusive);
+            self.timelines.holds(at, name, exclusive.map(|holder| holder.token.get()), view.queue_length > 0);
+        }
+        let table = &self.table;
+        let holds = |token: u64, name: &str| {
+            table.get(name, usize::MAX).holders.iter().any(|holder| holder.token.get() == token)
+        };
+        let (grants, timelines) = (&self.grants, &mut self.timelines);
+        self.standing.retain(|token| {
+            let stands = grants[token].1.iter().any(|name| holds(*token, name));
+            if !stands {
+                timelines.ends(at, *token);
+            }
+            stands
+        });
+    }
+
+    /// H8, and its other side: a lease ends when as much cluster time has passed since its last renewal as it is long,
+    /// and at most two ticks later.
+    fn note_leases(
+        &mut self,
+        ended: &[(u64, EndCause)],
+        renewed: &[(u64, Option<u64>)],
+    ) -> Result<(), String> {
+        let now = self.table.now().get();
+        for (session, ttl_ms) in renewed {
+            if let Some(ttl_ms) = ttl_ms.or_else(|| self.leases.get(session).map(|lease| lease.ttl_ms)) {
+                self.leases.insert(*session, Lease { from: now, ttl_ms });
+            }
+        }
+        for (session, cause) in ended {
+            let Some(Lease { from, ttl_ms }) = self.leases.remove(session) else { continue };
+            let (lasted, late) = (now - from, DT_MAX.as_millis() as u64);
+            if *cause == EndCause::Expired && !(ttl_ms..=ttl_ms + late).contains(&lasted) {
+                return Err(format!(
+                    "H8: the lease of session {session:x} of {ttl_ms} ms ended after {lasted} ms"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn apply(&mut self, index: u64, bytes: &[u8], batch: Batch) -> Result<(), String> {
         let commands = batch.commands.clone();
+        let lengths: BTreeMap<u64, Option<u64>> = batch
+            .renewals
+            .iter()
+            .map(|renewal| (renewal.session.get(), renewal.ttl.map(|ttl| ttl.get())))
+            .collect();
         let (before, dt) = (self.table.now(), if batch.renewals_complete { batch.dt_ms } else { 0 });
         self.table.begin(batch).map_err(|error| format!("entry {index}: {error}"))?;
         let mut outputs = Vec::new();
@@ -131,16 +193,28 @@ impl Replay {
         }
         self.table.mark_trail(&[index, crc32c::crc32c(bytes).into()]);
         self.table.check().map_err(|broken| format!("entry {index}: {broken}"))?;
+        let (mut ended, mut renewed) = (Vec::new(), Vec::new());
         for output in outputs {
             match output {
-                Output::Outcome { command, outcome } => self.outcome(&commands[command], &outcome)?,
+                Output::Outcome { command, outcome } => {
+                    if let (Command::Open { ttl, .. }, Outcome::Opened { session, .. }) =
+                        (&commands[command], &outcome)
+                    {
+                        renewed.push((session.get(), Some(ttl.get())));
+                    }
+                    self.outcome(&commands[command], &outcome)?;
+                }
                 Output::Event(Event::Granted { session, ticket, token, .. }) => {
                     self.grant(session.get(), ticket.get(), token.get())?;
                 }
+                Output::Event(Event::Renewed { session, .. }) => {
+                    renewed.push((session.get(), lengths.get(&session.get()).copied().flatten()));
+                }
+                Output::Event(Event::SessionEnded { session, cause }) => ended.push((session.get(), cause)),
                 Output::Event(_) => {}
             }
         }
-        Ok(())
+        self.note_leases(&ended, &renewed).map_err(|broken| format!("entry {index}: {broken}"))
     }
 
     fn outcome(&mut self, command: &Command, outcome: &Outcome) -> Result<(), String> {
@@ -155,13 +229,23 @@ impl Replay {
             Outcome::Granted { session, ticket, token, .. } => {
                 self.grant(session.get(), ticket.get(), token.get())
             }
+            Outcome::Queued { session, ticket, .. } => {
+                let names = self.asked.get(&(session.get(), ticket.get())).cloned().unwrap_or_default();
+                self.within.extend(names.into_iter().map(|name| (name, None)));
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     fn grant(&mut self, session: u64, ticket: u64, token: u64) -> Result<(), String> {
         let names = self.asked.get(&(session, ticket)).cloned().unwrap_or_default();
+        self.names.extend(names.iter().cloned());
         let grant = (self.owners.get(&session).cloned().unwrap_or_default(), names);
+        if !self.grants.contains_key(&token) {
+            self.standing.insert(token);
+            self.within.extend(grant.1.iter().map(|name| (name.clone(), Some(token))));
+        }
         match self.grants.insert(token, grant.clone()) {
             // The same request again: the same answer.
             Some(before) if before != grant => Err(format!("token {token}: to {before:?} and to {grant:?}")),

@@ -3,13 +3,14 @@
 //! A suite prints what it came to and ends 0, or says which check failed and with which command it fails again, and
 //! ends 1. What runs in a tier, and in which order, is in `tiers`. `tests/prove` builds all it needs and runs it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
+use raftlock_tests::history::History;
 use raftlock_tests::tally::Tally;
-use raftlock_tests::{clock_schedules, table_rules};
+use raftlock_tests::{clock_schedules, fuzz, table_rules};
 
 mod chaos;
 mod crash;
@@ -48,6 +49,13 @@ enum Suite {
     Clock(quick::Args),
     /// Old tokens and dead sessions at the lock table
     Table(quick::Args),
+    /// Every check that takes no log, over a history that was kept
+    History {
+        /// Lines of JSON
+        file: PathBuf,
+    },
+    /// Bytes that nobody wrote, at every decoder
+    Fuzz(quick::Args),
     /// Bugs that a suite must find
     Planted(planted::Args),
     /// A tier: all suites, one after another
@@ -81,6 +89,8 @@ fn run(cli: Cli) -> anyhow::Result<Tally> {
         Suite::Founding(args) => founding::run(&args),
         Suite::Clock(args) => quick::run(&args, "clock", clock_schedules::run),
         Suite::Table(args) => quick::run(&args, "table", table_rules::run),
+        Suite::History { file } => history(&file),
+        Suite::Fuzz(args) => quick::run(&args, "fuzz", fuzz::run),
         Suite::Planted(args) => planted::run(&args),
         Suite::Tier { tier } => tiers::run(tier),
         Suite::Soak(args) => soak::run(&args),
@@ -88,5 +98,15 @@ fn run(cli: Cli) -> anyhow::Result<Tally> {
     if let Some(file) = &cli.tally {
         std::fs::write(file, serde_json::to_string(&tally)?).context("the file for the counts")?;
     }
+    Ok(tally)
+}
+
+fn history(file: &Path) -> anyhow::Result<Tally> {
+    let lines = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    let summary = History::of_lines(&lines)?.check().map_err(|violation| anyhow!("{violation}"))?;
+    let mut tally = Tally::default();
+    tally.add("grants", summary.grants as u64);
+    tally.add("writes accepted", summary.writes as u64);
+    tally.add("stale writes refused", summary.stale_writes_refused as u64);
     Ok(tally)
 }

@@ -34,10 +34,49 @@ pub fn run(args: &Args) -> anyhow::Result<Tally> {
     }
     let fixtures = if args.from.is_none() { fixtures()? } else { Vec::new() };
     let seeds = fixtures.into_iter().chain(from..from.saturating_add(args.seeds));
-    share_out(args.jobs, seeds, |seed| {
+    let all = share_out(args.jobs, seeds, |seed| {
         let again = || format!("seed {seed}; again: tests/prove sim --seeds 1 --from {seed}");
         tiers::one_quietly(&["sim", "--seeds", "1", "--from", &seed.to_string()]).with_context(again)
-    })
+    })?;
+    covered(&all, args.seeds)?;
+    Ok(all)
+}
+
+/// H11: a run is worth nothing if what it is there for did not happen. In a hundred seeds, so often at least.
+const COVERED: [(&str, u64); 24] = [
+    ("acquires dropped", 100),
+    ("acquires without a grant", 100),
+    ("bridges", 20),
+    ("clients cut off", 20),
+    ("clients frozen", 20),
+    ("clients killed", 20),
+    ("delay spikes", 20),
+    ("disk errors", 5),
+    ("disks wiped", 2),
+    ("grants", 5_000),
+    ("guards lost", 20),
+    ("kills", 20),
+    ("leader changes", 100),
+    ("leaders cut off with a minority", 20),
+    ("links held up", 20),
+    ("nodes that ended and were replaced", 5),
+    ("one-way partitions", 20),
+    ("partitions of two", 20),
+    ("power cuts of all nodes", 20),
+    ("power cuts, long", 20),
+    ("power cuts, short", 20),
+    ("reads", 5_000),
+    ("snapshots installed", 50),
+    ("stale writes refused", 5),
+];
+
+fn covered(all: &Tally, seeds: u64) -> anyhow::Result<()> {
+    let hundreds = seeds / 100;
+    let missing = COVERED.iter().find(|(what, least)| all.get(what) < least * hundreds);
+    if let Some((what, least)) = missing {
+        bail!("H11: invalid: {what}: {}, less than {least} in a hundred seeds", all.get(what));
+    }
+    Ok(())
 }
 
 fn one(seed: u64, trace: Option<&Path>) -> anyhow::Result<Tally> {

@@ -29,6 +29,7 @@ impl Tier {
             Tier::Ci => &[
                 &["clock", "--seeds", "10000"],
                 &["table", "--seeds", "200"],
+                &["fuzz", "--seeds", "20000"],
                 &["founding", "--seeds", "200"],
                 &["crash", "--images", "100000"],
                 &["sim", "--seeds", "600"],
@@ -37,6 +38,7 @@ impl Tier {
             Tier::Full => &[
                 &["clock", "--seeds", "100000"],
                 &["table", "--seeds", "2000"],
+                &["fuzz", "--seeds", "200000"],
                 &["founding", "--seeds", "1000"],
                 &["crash", "--images", "300000"],
                 &["sim", "--seeds", "2000"],

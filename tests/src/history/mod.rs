@@ -5,15 +5,31 @@
 //! | H1 believers | per lock, no two exclusive holds overlap: from the guard handed out to the release sent, or the loss seen. And none goes on after the replicated state has ended it. A client that the harness froze is excused for that time |
 //! | H2 fenced resource | accepted writes have tokens that never fall, and each was granted to its writer; a write with an older token than one accepted before is refused |
 //! | H3 token order | tokens are unique; a grant that was answered before another was asked for has the lower token |
-//! | H4 reads | what a client is told of a lock is not older than what was answered before it asked |
+//! | H4 answers | what a client is told of a lock is not older than what was answered before it asked; and where the log is known, it was so at some moment between asking and answer |
+//! | H5 search | per lock, the calls that were answered can be put in one order that their times allow and a lock allows |
+//! | H7 lease, lower bound | a lease that was not given back does not pass on before its client may have stopped to count on it |
 //! | H10 durability | at the end, every hold that was neither released nor lost is in the replicated state, under its token |
 //!
 //! An operation whose outcome is unknown stays open for ever: it may or may not have happened.
+//!
+//! [`History`] records; `checks` looks at pairs of what it has; `witness` holds it against the log; `search` needs neither
+//! log nor tokens to be right. A history is kept as lines of JSON, so that one that failed can be looked at again.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod checks;
+#[cfg(test)]
+mod mutations;
+mod search;
+mod witness;
+
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+pub use witness::Timelines;
 
 /// Everything that clients saw in one run. Clones share it.
 #[derive(Clone)]
@@ -22,17 +38,27 @@ pub struct History {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     holds: Vec<Hold>,
     writes: Vec<Write>,
     pauses: Vec<Pause>,
     reads: Vec<Read>,
+    refusals: Vec<Refusal>,
+}
+
+/// One line of a history that is kept in a file.
+#[derive(Serialize, Deserialize)]
+enum Line {
+    Hold(Hold),
+    Write(Write),
+    Pause(Pause),
+    Read(Read),
+    Refusal(Refusal),
 }
 
 /// What a client was told of who holds an exclusive lock.
-#[derive(Clone, Debug)]
-#[allow(dead_code, reason = "who asked is for people who read a violation")]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Read {
     client: String,
     lock: String,
@@ -42,8 +68,17 @@ struct Read {
     answered: Duration,
 }
 
+/// A client that did not want to wait was told that an exclusive lock is held.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Refusal {
+    client: String,
+    lock: String,
+    asked: Duration,
+    answered: Duration,
+}
+
 /// One guard's life, as its client saw it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Hold {
     client: String,
     lock: String,
@@ -52,13 +87,17 @@ struct Hold {
     granted: Duration,
     /// When the client stopped believing: release sent, or loss seen.
     ended: Option<Duration>,
+    /// The release was sent then.
+    gave_back: bool,
     /// When the cluster said that it is released.
     released: Option<Duration>,
     /// A release may have been lost with its client.
     surely_over: bool,
+    /// Its lease does not end before that, as its client counts: from before it asked for its last renewal.
+    promised: Duration,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Write {
     resource: String,
     client: String,
@@ -66,7 +105,7 @@ struct Write {
     accepted: bool,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Pause {
     client: String,
     from: Duration,
@@ -103,7 +142,7 @@ impl fmt::Display for Summary {
 /// A check that failed: which, and what was seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// H1, H2, H3, H4 or H10.
+    /// As in the table of the module.
     pub check: &'static str,
     /// What was seen.
     pub seen: String,
@@ -144,22 +183,41 @@ impl History {
             asked,
             granted,
             ended: None,
+            gave_back: false,
             released: None,
             surely_over: false,
+            promised: Duration::ZERO,
         });
         HoldId(state.holds.len() - 1)
+    }
+
+    /// The client counts on its lease for so long, at least: what its guard says of the time that is left.
+    pub fn promised(&self, hold: HoldId, remaining: Duration) {
+        if remaining.is_zero() {
+            return; // it is over
+        }
+        let until = self.now() + remaining;
+        let hold = &mut self.lock().holds[hold.0];
+        hold.promised = hold.promised.max(until);
+    }
+
+    /// The client is about to ask for a lease of another length: from here on nothing is promised until it is answered.
+    pub fn extending(&self, hold: HoldId) {
+        self.lock().holds[hold.0].promised = Duration::ZERO;
     }
 
     /// The client is about to send its release. Called before it does.
     pub fn releasing(&self, hold: HoldId) {
         self.end(hold, false);
+        self.lock().holds[hold.0].gave_back = true;
     }
 
     /// The release was answered.
     pub fn released(&self, hold: HoldId) {
         self.end(hold, true);
         let now = self.now();
-        self.lock().holds[hold.0].released = Some(now);
+        let hold = &mut self.lock().holds[hold.0];
+        (hold.gave_back, hold.released) = (true, Some(now));
     }
 
     /// The client was told that it lost the lock.
@@ -219,13 +277,21 @@ impl History {
         self.lock().reads.push(Read { client, lock, token, asked, answered });
     }
 
-    /// Runs H1, H2, H3 and H4 for reads.
+    /// A client that did not want to wait was told that an exclusive lock is held.
+    pub fn refused(&self, client: &str, lock: &str, asked: Duration) {
+        let (client, lock, answered) = (client.to_owned(), lock.to_owned(), self.now());
+        self.lock().refusals.push(Refusal { client, lock, asked, answered });
+    }
+
+    /// Runs every check that takes no log: H1, H2, H3, H4 for reads, H5, H7.
     pub fn check(&self) -> Result<Summary, Violation> {
         let state = self.lock();
-        believers(&state)?;
-        fenced_resource(&state)?;
-        token_order(&state)?;
-        reads(&state)?;
+        checks::believers(&state)?;
+        checks::fenced_resource(&state)?;
+        checks::token_order(&state)?;
+        checks::reads(&state)?;
+        checks::leases(&state)?;
+        search::every_lock(&state)?;
         Ok(Summary {
             grants: state.holds.len(),
             ended: state.holds.iter().filter(|hold| hold.ended.is_some()).count(),
@@ -237,22 +303,44 @@ impl History {
     /// Runs H2 and H3: what holds even when clocks are off by more than the contract allows.
     pub fn check_tokens(&self) -> Result<(), Violation> {
         let state = self.lock();
-        fenced_resource(&state)?;
-        token_order(&state)
+        checks::fenced_resource(&state)?;
+        checks::token_order(&state)
     }
 
-    /// Runs H1 against the replicated state: nobody believes longer than that has it. `over` says when each token came to
-    /// hold nothing any more.
-    pub fn check_beliefs(&self, over: &BTreeMap<u64, Duration>) -> Result<(), Violation> {
+    /// Runs H1, H4 and H7 against the log: nobody believes longer than it has his lease, no lease ends in it before its
+    /// client may have stopped to count on it, and every answer was true at some moment between asking and answer.
+    pub fn check_against(&self, log: &Timelines) -> Result<(), Violation> {
         let state = self.lock();
-        for hold in &state.holds {
-            let Some(over) = over.get(&hold.token).copied() else { continue };
-            if hold.ended.is_none_or(|ended| ended > over) && !was_paused(&state, &hold.client, over) {
-                let seen = format!("{hold:?} was believed to be held, and was over at {over:?}");
-                return Err(Violation { check: "H1", seen });
+        witness::beliefs(&state, log)?;
+        witness::leases(&state, log)?;
+        witness::answers(&state, log)
+    }
+
+    /// As lines of JSON.
+    pub fn lines(&self) -> String {
+        let State { holds, writes, pauses, reads, refusals } = self.lock().clone();
+        let lines = holds.into_iter().map(Line::Hold).chain(writes.into_iter().map(Line::Write));
+        let lines = lines.chain(pauses.into_iter().map(Line::Pause)).chain(reads.into_iter().map(Line::Read));
+        let lines = lines.chain(refusals.into_iter().map(Line::Refusal));
+        lines.map(|line| serde_json::to_string(&line).expect("it is plain data") + "\n").collect()
+    }
+
+    /// What [`lines`](History::lines) made.
+    ///
+    /// # Errors
+    /// A line that is none of a history, and its number.
+    pub fn of_lines(lines: &str) -> anyhow::Result<History> {
+        let mut state = State::default();
+        for (at, line) in lines.lines().enumerate() {
+            match serde_json::from_str(line).with_context(|| format!("line {}", at + 1))? {
+                Line::Hold(hold) => state.holds.push(hold),
+                Line::Write(write) => state.writes.push(write),
+                Line::Pause(pause) => state.pauses.push(pause),
+                Line::Read(read) => state.reads.push(read),
+                Line::Refusal(refusal) => state.refusals.push(refusal),
             }
         }
-        Ok(())
+        Ok(History { state: Arc::new(Mutex::new(state)), ..History::new() })
     }
 
     /// Every grant that a client saw: its owner, the lock, the token.
@@ -297,110 +385,6 @@ impl Default for History {
     fn default() -> Self {
         History::new()
     }
-}
-
-fn believers(state: &State) -> Result<(), Violation> {
-    let mut by_lock: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
-    for hold in &state.holds {
-        by_lock.entry(&hold.lock).or_default().push(hold);
-    }
-    for holds in by_lock.values_mut() {
-        holds.sort_by_key(|hold| hold.granted);
-        let mut latest: Option<&Hold> = None;
-        for next in holds.iter() {
-            if let Some(before) = latest {
-                let believed_until = before.ended.unwrap_or(Duration::MAX);
-                if believed_until > next.granted && !was_paused(state, &before.client, next.granted) {
-                    return Err(Violation {
-                        check: "H1",
-                        seen: format!("{next:?} was granted while {before:?} was believed to be held"),
-                    });
-                }
-            }
-            let longer = |hold: &&Hold| hold.ended.unwrap_or(Duration::MAX);
-            latest = Some(latest.into_iter().chain([*next]).max_by_key(longer).expect("one at least"));
-        }
-    }
-    Ok(())
-}
-
-fn was_paused(state: &State, client: &str, at: Duration) -> bool {
-    state.pauses.iter().any(|p| p.client == client && p.from <= at && p.to.is_none_or(|to| at <= to))
-}
-
-fn fenced_resource(state: &State) -> Result<(), Violation> {
-    let granted: BTreeSet<(&str, u64)> =
-        state.holds.iter().map(|hold| (hold.client.as_str(), hold.token)).collect();
-    let mut highest: BTreeMap<&str, u64> = BTreeMap::new();
-    for write in &state.writes {
-        let highest = highest.entry(&write.resource).or_insert(0);
-        let wrong = |what: &str| {
-            Err(Violation { check: "H2", seen: format!("{write:?} {what} (highest: {highest})") })
-        };
-        if !write.accepted {
-            if write.token >= *highest {
-                return wrong("was refused although its token is not stale");
-            }
-            continue;
-        }
-        if write.token < *highest {
-            return wrong("is stale and was accepted");
-        }
-        if !granted.contains(&(write.client.as_str(), write.token)) {
-            return wrong("has a token that its writer was never granted");
-        }
-        *highest = write.token;
-    }
-    Ok(())
-}
-
-fn token_order(state: &State) -> Result<(), Violation> {
-    let mut by_token: Vec<&Hold> = state.holds.iter().collect();
-    by_token.sort_by_key(|hold| hold.token);
-    // One grant may be of several locks.
-    let same_grant = |one: &Hold, other: &Hold| one.client == other.client && one.lock != other.lock;
-    let twice = |pair: &&[&Hold]| pair[0].token == pair[1].token && !same_grant(pair[0], pair[1]);
-    if let Some(twice) = by_token.windows(2).find(twice) {
-        return Err(Violation { check: "H3", seen: format!("one token, two grants: {twice:?}") });
-    }
-    // Walking up the tokens: nobody may have asked after a grant with a higher token was answered.
-    let mut earliest_answer_above: Option<&Hold> = None;
-    for hold in by_token.iter().rev() {
-        if let Some(above) = earliest_answer_above
-            && above.granted < hold.asked
-            && above.token > hold.token
-        {
-            return Err(Violation {
-                check: "H3",
-                seen: format!(
-                    "{above:?} was answered before {hold:?} was asked for, and has the higher token"
-                ),
-            });
-        }
-        if earliest_answer_above.is_none_or(|above| hold.granted < above.granted) {
-            earliest_answer_above = Some(hold);
-        }
-    }
-    Ok(())
-}
-
-fn reads(state: &State) -> Result<(), Violation> {
-    let mut by_lock: BTreeMap<&str, Vec<&Hold>> = BTreeMap::new();
-    state.holds.iter().for_each(|hold| by_lock.entry(&hold.lock).or_default().push(hold));
-    for read in &state.reads {
-        for hold in by_lock.get(read.lock.as_str()).into_iter().flatten() {
-            let is_older = read.token.is_some_and(|token| token < hold.token) && hold.granted < read.asked;
-            let released_before = hold.released.is_some_and(|at| at < read.asked);
-            let is_over = read.token == Some(hold.token) && released_before;
-            // Whoever believes all the while does hold it, unless it is frozen.
-            let held = hold.granted < read.asked && hold.ended.is_none_or(|ended| ended > read.answered);
-            let is_missed = held && read.token.is_none() && !was_paused(state, &hold.client, read.answered);
-            if is_older || is_over || is_missed {
-                return Err(Violation { check: "H4", seen: format!("{read:?} is stale: {hold:?}") });
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -468,18 +452,28 @@ mod tests {
     }
 
     #[test]
-    fn who_believes_longer_than_the_cluster_is_seen() {
-        let history = history();
-        let hold = grant(&history, "a", 1);
-        history.releasing(hold);
-        let over = |at| BTreeMap::from([(1, at)]);
-        assert_eq!(history.check_beliefs(&over(history.now())), Ok(()));
-        assert_eq!(history.check_beliefs(&over(Duration::ZERO)).map_err(|v| v.check), Err("H1"));
+    fn a_lease_that_passes_on_too_early_is_seen() {
+        let early = history();
+        let hold = grant(&early, "a", 1);
+        early.promised(hold, Duration::from_secs(1));
+        early.died("a", early.now());
+        grant(&early, "b", 2);
+        assert_eq!(fired(&early), Some("H7"));
+    }
 
-        let frozen = self::history();
-        grant(&frozen, "a", 1);
-        frozen.paused("a");
-        assert_eq!(frozen.check_beliefs(&over(frozen.now())), Ok(()));
+    #[test]
+    fn a_kept_history_is_the_same_and_fails_the_same() {
+        let history = history();
+        grant(&history, "a", 1);
+        history.wrote("db", "a", 1, true);
+        history.paused("a");
+        history.refused("b", "k", history.now());
+        history.read("c", "k", Some(1), history.now());
+        let again = History::of_lines(&history.lines()).expect("it is ours");
+        assert_eq!(again.lines(), history.lines());
+        assert_eq!(again.check(), history.check());
+        let bad = History::of_lines("{}\n").map(drop).expect_err("no line of a history");
+        assert!(format!("{bad:#}").starts_with("line 1"), "{bad:#}");
     }
 
     #[test]
