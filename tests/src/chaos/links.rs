@@ -73,7 +73,9 @@ impl Links {
 
     /// Sets one direction.
     pub(crate) fn set(&self, from: Host, to: Host, weather: &Weather) {
-        self.sky.send_modify(|sky| drop(sky.insert((from, to), weather.clone())));
+        self.sky.send_modify(|sky| {
+            sky.insert((from, to), weather.clone());
+        });
     }
 
     /// Sets both directions.

@@ -75,38 +75,49 @@ const MUTATIONS: [(&str, Mutation); 8] = [
         (second.client, second.token) = ("x".to_owned(), second.token + 1_000);
         (second.granted, second.asked) = (second.granted + Duration::from_millis(1), second.granted);
         second.ended = None;
-        Some(state.holds.push(second))
+        state.holds.push(second);
+        Some(())
     }),
     ("tokens swapped", |state, at| {
         let other = state.holds.get(at + 1)?.token;
         let one = std::mem::replace(&mut state.holds[at].token, other);
-        Some(state.holds[at + 1].token = one)
+        state.holds[at + 1].token = one;
+        Some(())
     }),
     ("a token twice", |state, at| {
         let token = state.holds.get(at + 1)?.token;
-        Some(state.holds[at].token = token)
+        state.holds[at].token = token;
+        Some(())
     }),
     ("a belief that goes on", |state, at| {
         let next = state.holds.get(at + 1)?.granted;
-        Some(state.holds[at].ended = Some(next + Duration::from_millis(5)))
+        state.holds[at].ended = Some(next + Duration::from_millis(5));
+        Some(())
     }),
     ("a lease that ends early", |state, at| {
         let next = state.holds.get(at + 1)?.granted;
         let hold = &mut state.holds[at];
-        (!hold.gave_back).then(|| hold.promised = next + Duration::from_millis(1))
+        if hold.gave_back {
+            return None;
+        }
+        hold.promised = next + Duration::from_millis(1);
+        Some(())
     }),
     ("a stale read", |state, at| {
         let token = state.holds.get(at)?.token;
         let read = state.reads.iter_mut().rfind(|read| read.token.is_some_and(|other| other > token))?;
-        Some(read.token = Some(token))
+        read.token = Some(token);
+        Some(())
     }),
     ("a holder that is not seen", |state, at| {
         let read = state.reads.iter_mut().filter(|read| read.token.is_some()).nth(at)?;
-        Some(read.token = None)
+        read.token = None;
+        Some(())
     }),
     ("a stale write accepted", |state, _| {
         let write = state.writes.iter_mut().find(|write| !write.accepted)?;
-        Some(write.accepted = true)
+        write.accepted = true;
+        Some(())
     }),
 ];
 
