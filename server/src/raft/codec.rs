@@ -25,6 +25,14 @@ pub enum Malformed {
     /// A number that no cluster can have reached, see [`TERM_MAX`] and [`INDEX_MAX`].
     #[error("the field `{0}` is absurdly large")]
     Absurd(&'static str),
+    /// An entry that does not follow the one before it.
+    #[error("the field `entries` goes on at index {index} after {before}")]
+    Gap {
+        /// Its index.
+        index: u64,
+        /// The index before it.
+        before: u64,
+    },
 }
 
 /// No term above this is believed. One stored term of `u64::MAX` would stop the cluster for good; at a thousand
@@ -122,6 +130,21 @@ pub fn entry_back(entry: peer::Entry) -> Result<Entry, Malformed> {
 /// An entry as a log row holds it.
 pub fn entry_bytes(one: &Entry) -> Bytes {
     entry(one).encode_to_vec().into()
+}
+
+/// Entries that follow `prev` and each other without a gap: a log with a hole could be acknowledged beyond it.
+pub fn entries_back(prev: Option<LogId>, entries: Vec<peer::Entry>) -> Result<Vec<Entry>, Malformed> {
+    let mut next = prev.map_or(0, |id| id.index + 1);
+    let follows = |entry: peer::Entry| {
+        let entry = entry_back(entry)?;
+        let index = entry.log_id.index;
+        if index != next {
+            return Err(Malformed::Gap { index, before: next.saturating_sub(1) });
+        }
+        next += 1;
+        Ok(entry)
+    };
+    entries.into_iter().map(follows).collect()
 }
 
 pub fn entry_from_bytes(bytes: Bytes) -> Result<Entry, Malformed> {
@@ -225,6 +248,18 @@ mod tests {
         for payload in payloads {
             let one = Entry::new(some_log_id(), payload);
             assert_eq!(entry_from_bytes(entry_bytes(&one)), Ok(one));
+        }
+    }
+
+    #[test]
+    fn entries_that_leave_a_gap_are_refused() {
+        let at =
+            |index| entry(&Entry::new(LogId::new(LeaderId { term: 3, node_id: 1 }, index), Payload::Blank));
+        let prev = Some(LogId::new(LeaderId { term: 3, node_id: 1 }, 9));
+        assert_eq!(entries_back(prev, vec![at(10), at(11)]).map(|taken| taken.len()), Ok(2));
+        assert_eq!(entries_back(None, vec![at(0)]).map(|taken| taken.len()), Ok(1));
+        for gap in [vec![at(11)], vec![at(9)], vec![at(10), at(12)], vec![at(10), at(10)]] {
+            assert!(matches!(entries_back(prev, gap), Err(Malformed::Gap { .. })));
         }
     }
 

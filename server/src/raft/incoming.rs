@@ -110,10 +110,11 @@ impl RaftHandle {
         if marks.diverged().borrow().is_some() {
             return Err(NotTaken::Stopped("its lock table and the leader's differ".to_owned()));
         }
+        let prev_log_id = codec::log_id_maybe(request.prev.as_ref())?;
         Ok(AppendEntriesRequest {
             vote,
-            prev_log_id: codec::log_id_maybe(request.prev.as_ref())?,
-            entries: request.entries.into_iter().map(codec::entry_back).collect::<Result<_, _>>()?,
+            prev_log_id,
+            entries: codec::entries_back(prev_log_id, request.entries)?,
             leader_commit: codec::log_id_maybe(request.commit.as_ref())?,
         })
     }

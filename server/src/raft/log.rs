@@ -69,11 +69,16 @@ impl RaftLogReader<Types> for LogStore {
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let part = self.read(start, end, READ_BYTES_MAX).await?;
-        // openraft takes an empty answer for progress and would spin (its issue 1601).
-        if part.is_empty() && start < end {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry {start}")));
+        if start >= end || part.first().is_some_and(|entry| entry.log_id.index == start) {
+            return Ok(part);
         }
-        Ok(part)
+        // A replication that its leader has given up, or whose leader is none any more, may still ask for what was purged
+        // since. The rest does not follow what its target has: it gets nothing, which openraft takes for a heartbeat. An
+        // error would end the node.
+        if self.floor()?.is_some_and(|floor| start <= floor.index) {
+            return Ok(Vec::new());
+        }
+        Err(missing(start))
     }
 
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
@@ -104,6 +109,9 @@ impl Part {
             self.ready = self.log.read(self.next, self.end, READ_BYTES_MAX).await?.into_iter();
         }
         let Some(entry) = self.ready.next() else { return Ok(None) };
+        if entry.log_id.index != self.next {
+            return Err(missing(self.next));
+        }
         self.next = entry.log_id.index + 1;
         Ok(Some((entry, self)))
     }
@@ -182,6 +190,10 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end)
 }
 
+fn missing(index: u64) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("the log has no entry {index}"))
+}
+
 fn unreadable(what: &str, error: Malformed) -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
@@ -189,4 +201,35 @@ fn unreadable(what: &str, error: Malformed) -> io::Error {
             "raft.db: {what} cannot be read: {error}. This node's disk cannot be trusted: replace the node"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::RaftLogReader;
+
+    use super::*;
+    use crate::raft::types::{LeaderId, Payload};
+    use crate::store::{StoreOptions, simdisk};
+
+    fn id(index: u64) -> LogId {
+        LogId::new(LeaderId { term: 1, node_id: 1 }, index)
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_purge_is_not_read_as_if_it_followed_what_was_purged() {
+        const DISK: &str = "log-purged-reads";
+        simdisk::mount(DISK, simdisk::Disk::new());
+        let store = Store::open(StoreOptions::simulated(DISK)).expect("a fresh disk");
+        let mut log = LogStore::open(store).expect("an empty log");
+        let entries = (0..10).map(|index| Entry::new(id(index), Payload::Blank));
+        log.append(entries, IOFlushed::noop()).await.expect("appended");
+        log.purge(id(5)).await.expect("purged");
+
+        for start in 0..=5 {
+            assert!(log.limited_get_log_entries(start, 10).await.expect("no error").is_empty(), "{start}");
+        }
+        assert_eq!(log.limited_get_log_entries(6, 10).await.expect("it is there").len(), 4);
+        assert!(log.limited_get_log_entries(10, 12).await.is_err(), "it never was there");
+        simdisk::unmount(DISK);
+    }
 }

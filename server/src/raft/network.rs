@@ -305,29 +305,48 @@ impl RaftNetworkV2<Types> for PeerNetwork {
     }
 }
 
-/// How many requests of a stream have no reply yet, and a wake for the first.
+/// How many requests of a stream have no reply yet. Clones share it.
 #[derive(Debug, Clone, Default)]
-struct Unanswered(Arc<(AtomicUsize, Notify)>);
+struct Unanswered(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    unanswered: AtomicUsize,
+    answered: AtomicUsize,
+    /// Wakes for the first.
+    asked: Notify,
+}
 
 impl Unanswered {
     fn add(&self) {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-        self.0.1.notify_one();
+        self.0.unanswered.fetch_add(1, Ordering::Relaxed);
+        self.0.asked.notify_one();
     }
 
     fn answered(&self) {
-        self.0.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
+        self.0.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// There was a request, and no reply is missing.
+    fn is_through(&self) -> bool {
+        self.0.unanswered.load(Ordering::Relaxed) == 0 && self.0.answered.load(Ordering::Relaxed) > 0
     }
 
     async fn any(&self) {
-        while self.0.0.load(Ordering::Relaxed) == 0 {
-            self.0.1.notified().await;
+        while self.0.unanswered.load(Ordering::Relaxed) == 0 {
+            self.0.asked.notified().await;
         }
     }
 }
 
-/// The replies of one append stream. A reply that does not come within the limit ends it: a stream can be wedged
-/// while its connection still answers pings.
+/// The replies of one append stream.
+///
+/// - A reply that does not come within the limit ends it: a stream can be wedged while its connection still answers
+///   pings.
+/// - An end before every request is answered is an error. openraft (0.10.0-alpha.37, `select_next_payload`) takes a clean
+///   end after a request that only told the commit index for a reason to play the last replication of log entries again,
+///   however long ago that was given up, and what it wants to send may be purged.
 struct Replies<'s> {
     network: &'s PeerNetwork,
     peer: Peer,
@@ -360,7 +379,11 @@ impl<'s> Replies<'s> {
                     append_result(reply, &self.ours).map_err(not_taken)
                 })
             }
-            Ok(Ok(None)) => return None,
+            Ok(Ok(None)) if self.unanswered.is_through() => return None,
+            Ok(Ok(None)) => Err(RPCError::Unreachable(Unreachable::from_string(format!(
+                "{} ended the stream and left requests unanswered",
+                network.address
+            )))),
             Ok(Err(status)) => {
                 let error = links.failed(network.lane, &network.address, peer, status);
                 Err(network.rpc_error(error, action).await)
