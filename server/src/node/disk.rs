@@ -20,13 +20,13 @@ pub const REMOVED: &str = "removed";
 pub async fn open_store(config: &Config, seams: &Seams) -> Result<Store, StoreError> {
     let options = StoreOptions {
         vfs: seams.vfs.clone(),
-        writer: seams.writer,
+        writer: seams.writer.clone(),
         allow_volatile: config.allow_volatile_data,
         ballast_bytes: config.ballast_bytes,
         ..StoreOptions::new(PathBuf::from(&config.data_dir))
     };
     match options.writer {
-        Writer::Inline => Store::open(options),
+        Writer::Inline | Writer::Behind(_) => Store::open(options),
         // It reads the whole log, and a node may start inside an application's runtime.
         Writer::Thread => {
             tokio::task::spawn_blocking(|| Store::open(options)).await.expect("opening does not panic")

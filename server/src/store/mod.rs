@@ -48,6 +48,7 @@ mod writer;
 pub use error::StoreError;
 pub use options::{CACHE_BYTES, StoreOptions, Writer};
 pub use space::{DiskSpace, FreeSpace, Space, SpaceGauge, Watermarks};
+pub use writer::Valve;
 
 use batch::{Core, Counters};
 use bytes::Bytes;
@@ -180,7 +181,7 @@ impl Store {
         place.make_ballast(options.ballast_bytes);
         let inner = Inner {
             memory: Arc::new(Mutex::new(memory)),
-            log: FileWriter::start(core, Arc::clone(&poison), options.writer)?,
+            log: FileWriter::start(core, Arc::clone(&poison), options.writer.clone())?,
             snapshots: FileWriter::start(snapshot_core, Arc::clone(&poison), options.writer)?,
             room: Arc::new(Semaphore::new(log::WAITING_BYTES_MAX)),
             poison,

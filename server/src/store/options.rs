@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::writer::Valve;
+
 /// Keep this much of the log's end in memory.
 ///
 /// Replication to a follower that is a little behind, and apply, then never touch the disk. 32 MiB is some
@@ -30,12 +32,14 @@ pub struct StoreOptions {
 }
 
 /// Who runs the writer of each file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Writer {
     /// A thread for each file: production.
     Thread,
     /// The caller, inside the call: a simulation on one thread. Same queue, same batch code.
     Inline,
+    /// The same behind a valve: while it is shut, what is queued waits, as on a disk that stalls.
+    Behind(Valve),
 }
 
 impl StoreOptions {

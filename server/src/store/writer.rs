@@ -6,15 +6,17 @@
 //!   waits for an answer, so there are at most as many jobs as callers.
 //! - Inline, a job that is queued from inside an answer is done by the turn that is under way. So on one thread too a
 //!   batch can hold more than one job.
+//! - Inline behind a [`Valve`], the caller may find it shut: then what is queued waits until the valve lets it through.
 
 use super::StoreError;
 use super::batch::{Core, Desk, Job};
 use super::hold;
 use super::options;
 use super::poison::Poison;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 /// The handle to a file's writer. Without `close` or `abandon` its drop lets a thread finish what waits and leave.
 pub(super) struct Writer<D: Desk> {
@@ -28,6 +30,8 @@ struct Shared<D: Desk> {
     poison: Arc<Poison>,
     /// The core, when no thread has it.
     inline: Option<Mutex<Option<Core<D>>>>,
+    /// What may hold it up.
+    valve: Option<Valve>,
 }
 
 struct Queue<D: Desk> {
@@ -56,6 +60,58 @@ enum Turn<D: Desk> {
     Leave,
 }
 
+/// Holds the inline writers of one simulated disk up. Clones are the same valve.
+#[derive(Clone, Default)]
+pub struct Valve(Arc<Mutex<Held>>, Arc<Notify>);
+
+#[derive(Default)]
+struct Held {
+    shut: bool,
+    writers: Vec<Weak<dyn Serve>>,
+}
+
+/// A writer whose queue can be served by anybody.
+trait Serve: Send + Sync {
+    fn serve_now(&self);
+}
+
+impl Valve {
+    /// From now on what is queued waits.
+    pub fn shut(&self) {
+        hold(&self.0).shut = true;
+    }
+
+    /// What waits is done by [`tend`](Self::tend), and from now on everything at once.
+    pub fn open(&self) {
+        hold(&self.0).shut = false;
+        self.let_through();
+    }
+
+    /// What waits is done by [`tend`](Self::tend), and what comes then waits again.
+    pub fn let_through(&self) {
+        self.1.notify_one();
+    }
+
+    /// Does what was let through, until it is dropped. It runs where the node does: answers are given from here.
+    pub async fn tend(&self) {
+        loop {
+            self.1.notified().await;
+            let writers = hold(&self.0).writers.clone();
+            writers.iter().filter_map(Weak::upgrade).for_each(|writer| writer.serve_now());
+        }
+    }
+
+    fn is_shut(&self) -> bool {
+        hold(&self.0).shut
+    }
+}
+
+impl fmt::Debug for Valve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Valve").field("shut", &self.is_shut()).finish_non_exhaustive()
+    }
+}
+
 impl<D: Desk> Queue<D> {
     fn turn(&mut self, idle_work: bool) -> Option<Turn<D>> {
         if !self.jobs.is_empty() {
@@ -79,16 +135,23 @@ impl<D: Desk> Writer<D> {
     ) -> Result<Self, StoreError> {
         let queue =
             Queue { jobs: Vec::new(), riders: D::Riders::default(), end: None, shut: false, busy: false };
-        let share = |inline| {
+        let share = |inline, valve| {
             let (queue, wake) = (Mutex::new(queue), Condvar::new());
-            Arc::new(Shared { queue, wake, poison, inline })
+            Arc::new(Shared { queue, wake, poison, inline, valve })
         };
+        let inline = |core| Some(Mutex::new(Some(core)));
         match writer {
             options::Writer::Inline => {
-                Ok(Self { shared: share(Some(Mutex::new(Some(core)))), thread: Mutex::new(None) })
+                Ok(Self { shared: share(inline(core), None), thread: Mutex::new(None) })
+            }
+            options::Writer::Behind(valve) => {
+                let shared = share(inline(core), Some(valve.clone()));
+                let served: Weak<Shared<D>> = Arc::downgrade(&shared);
+                hold(&valve.0).writers.push(served);
+                Ok(Self { shared, thread: Mutex::new(None) })
             }
             options::Writer::Thread => {
-                let shared = share(None);
+                let shared = share(None, None);
                 let theirs = Arc::clone(&shared);
                 let thread = thread::Builder::new()
                     .name(D::FILE.to_owned())
@@ -125,7 +188,9 @@ impl<D: Desk> Writer<D> {
     /// Has the queue served: wakes the thread, or serves it here.
     pub(super) fn kick(&self) {
         self.shared.wake.notify_one();
-        self.shared.serve_inline();
+        if !self.shared.valve.as_ref().is_some_and(Valve::is_shut) {
+            self.shared.serve_inline();
+        }
     }
 
     /// Queues work and waits for its answer. Once this was polled the work is done even if the future is dropped.
@@ -254,6 +319,12 @@ impl<D: Desk> Shared<D> {
                 (Some(_), core) => drop(core.take()),
             }
         }
+    }
+}
+
+impl<D: Desk> Serve for Shared<D> {
+    fn serve_now(&self) {
+        self.serve_inline();
     }
 }
 
