@@ -152,7 +152,8 @@ impl Sessions {
     }
 }
 
-fn not_attached() -> OpError {
+/// The session named is another stream's, or nobody's.
+pub fn not_attached() -> OpError {
     OpError {
         reason: "NOT_ATTACHED".to_owned(),
         message: "the session is not attached to this stream: resume it first; nothing was executed"

@@ -27,6 +27,8 @@
 //! Nodes run on threads of their own, so a test may block its own. Their data is in a temporary folder that goes with
 //! the cluster. Whatever cannot be had panics, as a failed assertion does.
 
+#[doc(hidden)]
+pub mod desk;
 pub mod wires;
 
 use std::sync::Arc;

@@ -90,9 +90,17 @@ fn listen(shared: &Shared, orders: &mpsc::Sender<Told>) {
     std::process::exit(1);
 }
 
+/// A call that was begun: its number, and since when.
+#[derive(Clone, Copy)]
+struct Ask {
+    call: u64,
+    asked: u64,
+}
+
 struct App {
     shared: Shared,
     rng: fastrand::Rng,
+    calls: u64,
     holds: u64,
     writes: u64,
     /// What it keeps until it closes.
@@ -102,7 +110,7 @@ struct App {
 impl App {
     fn new(shared: Shared) -> App {
         let rng = fastrand::Rng::with_seed(shared.args.seed);
-        App { shared, rng, holds: 0, writes: 0, kept: Vec::new() }
+        App { shared, rng, calls: 0, holds: 0, writes: 0, kept: Vec::new() }
     }
 
     async fn live(mut self, mut told: mpsc::Receiver<Told>) {
@@ -155,6 +163,8 @@ impl App {
     async fn change_of_mind(&mut self) {
         let (name, ttl) = (self.some_lock(), self.some_ttl());
         let patience = Duration::from_millis(self.rng.u64(0..100));
+        // Nobody looks at what it comes to: it stays open.
+        self.asks(std::slice::from_ref(&name));
         let acquire = self.shared.client.lock(&name).ttl(ttl).into_future();
         let _ = tokio::time::timeout(patience, acquire).await;
     }
@@ -181,24 +191,34 @@ impl App {
         }
         let first = self.rng.usize(0..locks - 1);
         let names = vec![format!("lock-{first}"), format!("lock-{}", first + 1)];
-        let (asked, ttl) = (now(), self.some_ttl());
+        let (ask, ttl) = (self.asks(&names), self.some_ttl());
         let guard = self.shared.client.lock_all(names.clone()).ttl(ttl).wait(Duration::from_secs(3)).await;
-        self.hold(names, guard.map(Some), asked).await;
+        self.hold(names, guard.map(Some), ask).await;
     }
 
     async fn one(&mut self, kind: u8) {
-        let (name, ttl, asked) = (self.some_lock(), self.some_ttl(), now());
+        let (name, ttl) = (self.some_lock(), self.some_ttl());
+        let ask = self.asks(std::slice::from_ref(&name));
         let builder = self.shared.client.lock(&name).ttl(ttl);
         let guard = match kind {
             7 => builder.try_acquire().await,
             _ => builder.wait(Duration::from_secs(self.rng.u64(1..12))).await.map(Some),
         };
-        self.hold(vec![name], guard, asked).await;
+        self.hold(vec![name], guard, ask).await;
     }
 
-    fn granted(&mut self, names: Vec<String>, guard: &LockGuard, asked: u64) -> u64 {
+    /// Says that it is about to ask.
+    fn asks(&mut self, names: &[String]) -> Ask {
+        self.calls += 1;
+        let ask = Ask { call: self.calls, asked: now() };
+        self.say(Said::Asks { call: ask.call, names: names.to_vec() });
+        ask
+    }
+
+    fn granted(&mut self, names: Vec<String>, guard: &LockGuard, ask: Ask) -> u64 {
         self.holds += 1;
-        self.say(Said::Granted { hold: self.holds, names, token: guard.token().get(), asked });
+        let Ask { call, asked } = ask;
+        self.say(Said::Granted { call, hold: self.holds, names, token: guard.token().get(), asked });
         self.holds
     }
 
@@ -213,14 +233,14 @@ impl App {
     }
 
     /// Works under a guard, and gives it back in one way or another.
-    async fn hold(&mut self, names: Vec<String>, guard: Result<Option<LockGuard>, Error>, asked: u64) {
+    async fn hold(&mut self, names: Vec<String>, guard: Result<Option<LockGuard>, Error>, ask: Ask) {
         let guard = match guard {
             Ok(Some(guard)) => guard,
-            Ok(None) => return self.say(Said::Refused { name: names[0].clone(), asked }),
+            Ok(None) => return self.say(Said::Refused { call: ask.call, names, asked: ask.asked }),
             Err(error) => return self.failed("acquire", &error),
         };
         let name = names[0].clone();
-        let hold = self.granted(names, &guard, asked);
+        let hold = self.granted(names, &guard, ask);
         for _ in 0..self.rng.u8(0..3) {
             if !self.work(hold, &guard).await {
                 let why = guard.lost().await;
@@ -232,8 +252,10 @@ impl App {
         }
         if self.rng.u8(0..6) == 0 {
             let ttl = self.some_ttl();
-            self.say(Said::Extending { hold });
-            let _ = guard.extend(ttl).await;
+            self.say(Said::Extending { hold, ttl: ttl.as_nanos() as u64 });
+            if guard.extend(ttl).await.is_ok() {
+                self.say(Said::Extended { hold });
+            }
         }
         self.give_back(hold, guard).await;
     }
@@ -275,10 +297,10 @@ impl App {
     }
 
     async fn keep(&mut self, name: String, ttl: Duration) {
-        let asked = now();
+        let ask = self.asks(std::slice::from_ref(&name));
         match self.shared.client.lock(&name).ttl(ttl).wait(CALM_WAIT).await {
             Ok(guard) => {
-                let hold = self.granted(vec![name], &guard, asked);
+                let hold = self.granted(vec![name], &guard, ask);
                 let (lost, voice) = (guard.lost(), self.shared.voice.clone());
                 tokio::spawn(async move {
                     let why = lost.await;
@@ -294,12 +316,13 @@ impl App {
 
     async fn calm(&mut self) {
         for at in 0..self.shared.args.locks {
-            let (name, ttl, asked) = (format!("lock-{at}"), self.some_ttl(), now());
+            let (name, ttl) = (format!("lock-{at}"), self.some_ttl());
+            let ask = self.asks(std::slice::from_ref(&name));
             let guard = self.shared.client.lock(&name).ttl(ttl).wait(CALM_WAIT).await;
             if guard.is_err() {
                 self.say(Said::Unserved { name: name.clone() });
             }
-            self.hold(vec![name], guard.map(Some), asked).await;
+            self.hold(vec![name], guard.map(Some), ask).await;
         }
         self.say(Said::Served);
     }

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use super::nodes::{founders, signal_process, within};
 use super::place::{CLIENT_PORT, Host};
 use super::said::{Line, Said, Told, now};
-use crate::history::{History, HoldId};
+use crate::history::{AcquireId, Answer, ExtensionId, History, HoldId};
 use crate::tally::Tally;
 use crate::world::lock;
 
@@ -33,6 +33,10 @@ const CALM_LIMIT: Duration = Duration::from_secs(60);
 
 /// What is left of a lease by a clock that is off by less than a percent, at least.
 const CLOCK_OFF: f64 = 0.99;
+
+/// A renewal moves the end of a lease by more than this; what a process waits for a core between two readings of its
+/// clocks is less.
+const MOVED: i64 = 100_000_000;
 
 /// How long a client may take to give everything back and end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
@@ -70,22 +74,47 @@ struct Seen {
 #[derive(Default)]
 struct State {
     tally: Tally,
-    /// By client and hold.
+    /// By client and number.
+    calls: BTreeMap<(String, u64), AcquireId>,
+    /// By client and number.
     holds: BTreeMap<(String, u64), Held>,
     resources: BTreeMap<String, u64>,
     kept: BTreeMap<String, u64>,
     served: BTreeSet<String>,
     unserved: Vec<String>,
     closed: BTreeSet<String>,
+    paces: BTreeMap<String, Pace>,
     losses: Vec<String>,
     failures: Vec<String>,
 }
 
 struct Held {
     ids: Vec<HoldId>,
+    /// Extensions that are not answered.
+    extensions: Vec<ExtensionId>,
     /// When it was last looked at, and held.
     believed: u64,
+    /// How many nanoseconds were left then, if that was said.
+    left: Option<u64>,
     open: bool,
+}
+
+/// How fast a client's leases run out, by its own clock and by the true one, in nanoseconds.
+#[derive(Clone, Copy, Default)]
+struct Pace {
+    own: i64,
+    real: i64,
+}
+
+impl Pace {
+    /// Between two looks at one guard. Where the end was moved in between, the difference says nothing.
+    fn add(&mut self, real: u64, left_before: u64, left: u64) {
+        let (real, own) = (real as i64, left_before as i64 - left as i64);
+        if (real - own).abs() < MOVED {
+            self.real += real;
+            self.own += own;
+        }
+    }
 }
 
 impl Crowd {
@@ -265,9 +294,19 @@ impl Crowd {
         lock(&self.seen.state).failures.clone()
     }
 
+    /// By how much the leases of the client at a host run out faster than real time: 0.005 is half a percent.
+    pub(crate) fn pace(&self, host: Host) -> anyhow::Result<f64> {
+        let name = &self.client(host)?.name;
+        let state = lock(&self.seen.state);
+        let pace = state.paces.get(name).with_context(|| format!("{name} held nothing"))?;
+        Ok(pace.own as f64 / pace.real as f64 - 1.0)
+    }
+
     /// In counts.
     pub(crate) fn tally(&self) -> Tally {
-        lock(&self.seen.state).tally.clone()
+        let mut tally = lock(&self.seen.state).tally.clone();
+        tally.add("unknown operations", self.seen.history.unknown() as u64);
+        tally
     }
 }
 
@@ -293,26 +332,49 @@ impl Seen {
         self.clock.store(line.at, Ordering::Relaxed);
         let key = |hold| (client.to_owned(), hold);
         match line.what {
-            Said::Granted { hold, names, token, asked } => {
+            Said::Asks { call, names } => {
+                state.calls.insert(key(call), self.history.asks(client, &names));
+            }
+            Said::Refused { call, names, asked } => {
+                state.tally.add("refusals", 1);
+                self.history.answered(state.calls[&key(call)], Answer::Refused);
+                let asked = Duration::from_nanos(asked);
+                names.iter().for_each(|name| self.history.refused(client, name, None, asked));
+            }
+            Said::Granted { call, hold, names, token, asked } => {
                 state.tally.add("grants", 1);
+                self.history.answered(state.calls[&key(call)], Answer::Granted(token));
                 let asked = Duration::from_nanos(asked);
                 let grant = |name: &String| self.history.granted(client, name, token, asked);
                 let ids = names.iter().map(grant).collect();
-                state.holds.insert(key(hold), Held { ids, believed: line.at, open: true });
+                state.holds.insert(
+                    key(hold),
+                    Held { ids, extensions: Vec::new(), believed: line.at, left: None, open: true },
+                );
                 if names[0].starts_with("kept-") {
                     state.kept.insert(names[0].clone(), token);
                 }
             }
             Said::Held { hold, left } => {
-                let held = state.hold(key(hold));
+                let state = &mut *state;
+                let held = state.holds.get_mut(&key(hold)).expect("a hold begins with its grant");
+                if let Some(before) = held.left.replace(left) {
+                    let pace = state.paces.entry(client.to_owned()).or_default();
+                    pace.add(line.at.saturating_sub(held.believed), before, left);
+                }
                 held.believed = line.at;
                 // The client's clock may be wrong by a part of that.
                 let left = Duration::from_nanos(left).mul_f64(CLOCK_OFF);
                 held.ids.iter().for_each(|id| self.history.promised(*id, left));
             }
-            Said::Extending { hold } => {
+            Said::Extending { hold, ttl } => {
                 let held = state.hold(key(hold));
-                held.ids.iter().for_each(|id| self.history.extending(*id));
+                let extending = |id: &HoldId| self.history.extending(*id, Duration::from_nanos(ttl));
+                held.extensions.extend(held.ids.iter().map(extending));
+            }
+            Said::Extended { hold } => {
+                let extensions = std::mem::take(&mut state.hold(key(hold)).extensions);
+                extensions.into_iter().for_each(|extension| self.history.extended(extension));
             }
             Said::Releasing { hold } => self.end(state.hold(key(hold)), History::releasing),
             Said::Released { hold } => {
@@ -330,10 +392,6 @@ impl Seen {
                 if kind != "WaitTimeout" {
                     state.failures.push(format!("{client}: {what}"));
                 }
-            }
-            Said::Refused { name, asked } => {
-                state.tally.add("refusals", 1);
-                self.history.refused(client, &name, Duration::from_nanos(asked));
             }
             Said::Read { name, token, asked } => {
                 state.tally.add("reads", 1);

@@ -20,12 +20,18 @@ pub(crate) struct Line {
 /// What happened in a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Said {
-    /// It has a guard, which it had asked for at `asked`.
-    Granted { hold: u64, names: Vec<String>, token: u64, asked: u64 },
+    /// It is about to ask for locks.
+    Asks { call: u64, names: Vec<String> },
+    /// It does not get them: they are held, or waited for.
+    Refused { call: u64, names: Vec<String>, asked: u64 },
+    /// It gets them, and has a guard, which it had asked for at `asked`.
+    Granted { call: u64, hold: u64, names: Vec<String>, token: u64, asked: u64 },
     /// It looked, and the guard was held, with so many nanoseconds left.
     Held { hold: u64, left: u64 },
-    /// It is about to ask for a lease of another length.
-    Extending { hold: u64 },
+    /// It is about to ask for a lease of another length, in nanoseconds.
+    Extending { hold: u64, ttl: u64 },
+    /// It has it.
+    Extended { hold: u64 },
     /// It is about to send its release.
     Releasing { hold: u64 },
     /// The release was answered.
@@ -34,8 +40,6 @@ pub(crate) enum Said {
     Lost { hold: u64, why: String },
     /// A call ended without a grant.
     Failed { what: String, kind: String },
-    /// It did not want to wait, and was told that the lock is held.
-    Refused { name: String, asked: u64 },
     /// It was told who holds a lock.
     Read { name: String, token: Option<u64>, asked: u64 },
     /// A write arrives at the resource.

@@ -7,18 +7,21 @@
 //! | H3 token order | tokens are unique; a grant that was answered before another was asked for has the lower token |
 //! | H4 answers | what a client is told of a lock is not older than what was answered before it asked; and where the log is known, it was so at some moment between asking and answer |
 //! | H5 search | per lock, the calls that were answered can be put in one order that their times allow and a lock allows |
-//! | H7 lease, lower bound | a lease that was not given back does not pass on before its client may have stopped to count on it |
+//! | H7 lease, lower bound | a lease that was not given back does not pass on before its client may have stopped to count on it, nor before the time of an extension that was answered is over |
 //! | H10 durability | at the end, every hold that was neither released nor lost is in the replicated state, under its token |
 //!
 //! An operation whose outcome is unknown stays open for ever: it may or may not have happened.
 //!
-//! [`History`] records; `checks` looks at pairs of what it has; `witness` holds it against the log; `search` needs neither
+//! [`History`] records, in `records`; `checks` looks at pairs of what it has; `witness` holds it against the log; `search` needs neither
 //! log nor tokens to be right. A history is kept as lines of JSON, so that one that failed can be looked at again.
 
 mod checks;
 #[cfg(test)]
 mod mutations;
+mod records;
 mod search;
+#[cfg(test)]
+mod tests;
 mod witness;
 
 use std::collections::BTreeSet;
@@ -26,9 +29,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use anyhow::Context;
-use serde::{Deserialize, Serialize};
-
+pub use records::Answer;
+use records::{Acquire, Extension, Hold, Pause, Read, Refusal, State, Write};
 pub use witness::Timelines;
 
 /// Everything that clients saw in one run. Clones share it.
@@ -38,83 +40,20 @@ pub struct History {
     state: Arc<Mutex<State>>,
 }
 
-#[derive(Clone, Default)]
-struct State {
-    holds: Vec<Hold>,
-    writes: Vec<Write>,
-    pauses: Vec<Pause>,
-    reads: Vec<Read>,
-    refusals: Vec<Refusal>,
-}
-
-/// One line of a history that is kept in a file.
-#[derive(Serialize, Deserialize)]
-enum Line {
-    Hold(Hold),
-    Write(Write),
-    Pause(Pause),
-    Read(Read),
-    Refusal(Refusal),
-}
-
-/// What a client was told of who holds an exclusive lock.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Read {
-    client: String,
-    lock: String,
-    /// The token of the holder; none if the lock is free.
-    token: Option<u64>,
-    asked: Duration,
-    answered: Duration,
-}
-
-/// A client that did not want to wait was told that an exclusive lock is held.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Refusal {
-    client: String,
-    lock: String,
-    asked: Duration,
-    answered: Duration,
-}
-
-/// One guard's life, as its client saw it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Hold {
-    client: String,
-    lock: String,
-    token: u64,
-    asked: Duration,
-    granted: Duration,
-    /// When the client stopped believing: release sent, or loss seen.
-    ended: Option<Duration>,
-    /// The release was sent then.
-    gave_back: bool,
-    /// When the cluster said that it is released.
-    released: Option<Duration>,
-    /// A release may have been lost with its client.
-    surely_over: bool,
-    /// Its lease does not end before that, as its client counts: from before it asked for its last renewal.
-    promised: Duration,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Write {
-    resource: String,
-    client: String,
-    token: u64,
-    accepted: bool,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Pause {
-    client: String,
-    from: Duration,
-    to: Option<Duration>,
-}
-
 /// A hold that is being recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldId(usize);
+
+/// An acquire that is being recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AcquireId(usize);
+
+/// An extension that is being recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExtensionId(usize);
+
+/// How much faster than another a clock may go, by the contract: half a percent (rule T5).
+const CLOCK_RATE_MAX: f64 = 1.005;
 
 /// What a run came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,14 +66,17 @@ pub struct Summary {
     pub writes: usize,
     /// Writes that it refused for their token.
     pub stale_writes_refused: usize,
+    /// Acquires, releases and extensions of which nobody knows what they came to.
+    pub unknown: usize,
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Summary { grants, ended, writes, stale_writes_refused } = self;
+        let Summary { grants, ended, writes, stale_writes_refused, unknown } = self;
         write!(
             f,
-            "{grants} grants ({ended} ended), {writes} writes, {stale_writes_refused} stale writes refused"
+            "{grants} grants ({ended} ended), {writes} writes, {stale_writes_refused} stale writes refused, \
+             {unknown} operations unknown"
         )
     }
 }
@@ -172,6 +114,20 @@ impl History {
         (self.now)()
     }
 
+    /// A client is about to ask for locks. Called before it does; without an answer it stays open for ever.
+    pub fn asks(&self, client: &str, locks: &[String]) -> AcquireId {
+        let (client, locks, asked) = (client.to_owned(), locks.to_owned(), self.now());
+        let mut state = self.lock();
+        state.acquires.push(Acquire { client, locks, asked, answer: None });
+        AcquireId(state.acquires.len() - 1)
+    }
+
+    /// And was answered. A grant of an exclusive lock is recorded by [`History::granted`] as well.
+    pub fn answered(&self, acquire: AcquireId, answer: Answer) {
+        let now = self.now();
+        self.lock().acquires[acquire.0].answer = Some((now, answer));
+    }
+
     /// A client has a guard in its hand.
     pub fn granted(&self, client: &str, lock: &str, token: u64, asked: Duration) -> HoldId {
         let granted = self.now();
@@ -191,10 +147,11 @@ impl History {
         HoldId(state.holds.len() - 1)
     }
 
-    /// The client counts on its lease for so long, at least: what its guard says of the time that is left.
+    /// The client counts on its lease for so long, at least: what it was told of the time that is left. None is left to who
+    /// looks at a lease that is over: that says nothing of when it ended.
     pub fn promised(&self, hold: HoldId, remaining: Duration) {
         if remaining.is_zero() {
-            return; // it is over
+            return;
         }
         let until = self.now() + remaining;
         let hold = &mut self.lock().holds[hold.0];
@@ -202,8 +159,23 @@ impl History {
     }
 
     /// The client is about to ask for a lease of another length: from here on nothing is promised until it is answered.
-    pub fn extending(&self, hold: HoldId) {
-        self.lock().holds[hold.0].promised = Duration::ZERO;
+    pub fn extending(&self, hold: HoldId, ttl: Duration) -> ExtensionId {
+        let asked = self.now();
+        let mut state = self.lock();
+        state.holds[hold.0].promised = Duration::ZERO;
+        state.extensions.push(Extension { hold: hold.0, ttl, asked, answered: None });
+        ExtensionId(state.extensions.len() - 1)
+    }
+
+    /// And was told that it has it: it counts from before it was asked for.
+    pub fn extended(&self, extension: ExtensionId) {
+        let now = self.now();
+        let mut state = self.lock();
+        let extension = &mut state.extensions[extension.0];
+        extension.answered = Some(now);
+        let (hold, until) = (extension.hold, extension.asked + extension.ttl.div_f64(CLOCK_RATE_MAX));
+        let hold = &mut state.holds[hold];
+        hold.promised = hold.promised.max(until);
     }
 
     /// The client is about to send its release. Called before it does.
@@ -277,10 +249,16 @@ impl History {
         self.lock().reads.push(Read { client, lock, token, asked, answered });
     }
 
-    /// A client that did not want to wait was told that an exclusive lock is held.
-    pub fn refused(&self, client: &str, lock: &str, asked: Duration) {
+    /// A client that did not want to wait (longer) was told that an exclusive lock is held, under this token if it was
+    /// told so, or that another waits for it.
+    pub fn refused(&self, client: &str, lock: &str, token: Option<u64>, asked: Duration) {
         let (client, lock, answered) = (client.to_owned(), lock.to_owned(), self.now());
-        self.lock().refusals.push(Refusal { client, lock, asked, answered });
+        self.lock().refusals.push(Refusal { client, lock, token, asked, answered });
+    }
+
+    /// How many operations are open for ever, as long as nothing more is recorded.
+    pub fn unknown(&self) -> usize {
+        self.lock().unknown()
     }
 
     /// Runs every check that takes no log: H1, H2, H3, H4 for reads, H5, H7.
@@ -297,6 +275,7 @@ impl History {
             ended: state.holds.iter().filter(|hold| hold.ended.is_some()).count(),
             writes: state.writes.iter().filter(|write| write.accepted).count(),
             stale_writes_refused: state.writes.iter().filter(|write| !write.accepted).count(),
+            unknown: state.unknown(),
         })
     }
 
@@ -318,11 +297,8 @@ impl History {
 
     /// As lines of JSON.
     pub fn lines(&self) -> String {
-        let State { holds, writes, pauses, reads, refusals } = self.lock().clone();
-        let lines = holds.into_iter().map(Line::Hold).chain(writes.into_iter().map(Line::Write));
-        let lines = lines.chain(pauses.into_iter().map(Line::Pause)).chain(reads.into_iter().map(Line::Read));
-        let lines = lines.chain(refusals.into_iter().map(Line::Refusal));
-        lines.map(|line| serde_json::to_string(&line).expect("it is plain data") + "\n").collect()
+        let state = self.lock().clone();
+        state.into_lines()
     }
 
     /// What [`lines`](History::lines) made.
@@ -330,16 +306,7 @@ impl History {
     /// # Errors
     /// A line that is none of a history, and its number.
     pub fn of_lines(lines: &str) -> anyhow::Result<History> {
-        let mut state = State::default();
-        for (at, line) in lines.lines().enumerate() {
-            match serde_json::from_str(line).with_context(|| format!("line {}", at + 1))? {
-                Line::Hold(hold) => state.holds.push(hold),
-                Line::Write(write) => state.writes.push(write),
-                Line::Pause(pause) => state.pauses.push(pause),
-                Line::Read(read) => state.reads.push(read),
-                Line::Refusal(refusal) => state.refusals.push(refusal),
-            }
-        }
+        let state = State::of_lines(lines)?;
         Ok(History { state: Arc::new(Mutex::new(state)), ..History::new() })
     }
 
@@ -384,177 +351,5 @@ impl History {
 impl Default for History {
     fn default() -> Self {
         History::new()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use super::*;
-
-    /// A history whose clock moves by one with each look.
-    fn history() -> History {
-        let clock = AtomicU64::new(0);
-        History::with_clock(move || Duration::from_millis(clock.fetch_add(1, Ordering::Relaxed)))
-    }
-
-    fn grant(history: &History, client: &str, token: u64) -> HoldId {
-        let asked = history.now();
-        history.granted(client, "k", token, asked)
-    }
-
-    fn fired(history: &History) -> Option<&'static str> {
-        history.check().err().map(|violation| violation.check)
-    }
-
-    #[test]
-    fn one_holder_after_another_is_fine() {
-        let history = history();
-        let first = grant(&history, "a", 1);
-        history.wrote("db", "a", 1, true);
-        history.releasing(first);
-        grant(&history, "b", 2);
-        history.wrote("db", "b", 2, true);
-        history.wrote("db", "a", 1, false);
-        let summary = Summary { grants: 2, ended: 1, writes: 2, stale_writes_refused: 1 };
-        assert_eq!(history.check(), Ok(summary));
-    }
-
-    #[test]
-    fn two_believers_are_seen() {
-        let history = history();
-        grant(&history, "a", 1);
-        grant(&history, "b", 2);
-        assert_eq!(fired(&history), Some("H1"));
-    }
-
-    #[test]
-    fn a_long_hold_under_a_short_one_is_seen() {
-        let history = history();
-        let long = grant(&history, "a", 1);
-        history.paused("a");
-        let short = grant(&history, "b", 2);
-        history.releasing(short);
-        history.resumed("a");
-        grant(&history, "c", 3);
-        history.releasing(long);
-        assert_eq!(fired(&history), Some("H1"), "a was running again when c was granted");
-    }
-
-    #[test]
-    fn a_frozen_client_is_excused() {
-        let history = history();
-        grant(&history, "a", 1);
-        history.paused("a");
-        grant(&history, "b", 2);
-        assert_eq!(fired(&history), None);
-    }
-
-    #[test]
-    fn a_lease_that_passes_on_too_early_is_seen() {
-        let early = history();
-        let hold = grant(&early, "a", 1);
-        early.promised(hold, Duration::from_secs(1));
-        early.died("a", early.now());
-        grant(&early, "b", 2);
-        assert_eq!(fired(&early), Some("H7"));
-    }
-
-    #[test]
-    fn a_kept_history_is_the_same_and_fails_the_same() {
-        let history = history();
-        grant(&history, "a", 1);
-        history.wrote("db", "a", 1, true);
-        history.paused("a");
-        history.refused("b", "k", history.now());
-        history.read("c", "k", Some(1), history.now());
-        let again = History::of_lines(&history.lines()).expect("it is ours");
-        assert_eq!(again.lines(), history.lines());
-        assert_eq!(again.check(), history.check());
-        let bad = History::of_lines("{}\n").map(drop).expect_err("no line of a history");
-        assert!(format!("{bad:#}").starts_with("line 1"), "{bad:#}");
-    }
-
-    #[test]
-    fn a_stale_write_that_is_accepted_is_seen() {
-        let history = history();
-        let first = grant(&history, "a", 1);
-        history.releasing(first);
-        grant(&history, "b", 2);
-        history.wrote("db", "b", 2, true);
-        history.wrote("db", "a", 1, true);
-        assert_eq!(fired(&history), Some("H2"));
-    }
-
-    #[test]
-    fn a_token_nobody_was_granted_is_seen() {
-        let history = history();
-        grant(&history, "a", 1);
-        history.wrote("db", "b", 1, true);
-        assert_eq!(fired(&history), Some("H2"));
-    }
-
-    #[test]
-    fn tokens_that_fall_or_repeat_are_seen() {
-        let history = history();
-        let first = grant(&history, "a", 5);
-        history.releasing(first);
-        grant(&history, "b", 4);
-        assert_eq!(fired(&history), Some("H3"));
-
-        let history = self::history();
-        let first = grant(&history, "a", 5);
-        history.releasing(first);
-        grant(&history, "b", 5);
-        assert_eq!(fired(&history), Some("H3"));
-    }
-
-    #[test]
-    fn a_stale_read_is_seen() {
-        let history = history();
-        let first = grant(&history, "a", 1);
-        let asked = history.now();
-        history.read("c", "k", Some(1), asked);
-        history.releasing(first);
-        history.released(first);
-        assert_eq!(fired(&history), None);
-        let asked = history.now();
-        history.read("c", "k", Some(1), asked);
-        assert_eq!(fired(&history), Some("H4"));
-
-        let lost = self::history();
-        lost.lost(grant(&lost, "a", 1));
-        lost.read("c", "k", Some(1), lost.now());
-        assert_eq!(fired(&lost), None, "the cluster sees the end of a lease later than its client");
-    }
-
-    #[test]
-    fn a_read_of_what_is_long_over_or_that_misses_a_holder_is_seen() {
-        let over = history();
-        let first = grant(&over, "a", 1);
-        over.releasing(first);
-        over.released(first);
-        grant(&over, "b", 2);
-        over.read("c", "k", Some(1), over.now());
-        assert_eq!(fired(&over), Some("H4"));
-
-        let missed = history();
-        grant(&missed, "a", 1);
-        missed.read("c", "k", None, missed.now());
-        assert_eq!(fired(&missed), Some("H4"));
-    }
-
-    #[test]
-    fn a_grant_that_vanished_is_seen() {
-        let history = history();
-        let released = grant(&history, "a", 1);
-        history.released(released);
-        grant(&history, "b", 2);
-        let held = |token| BTreeSet::from([("k".to_owned(), token)]);
-        assert_eq!(history.check_durable(&held(2)), Ok(1));
-        assert_eq!(history.check_durable(&held(3)).map_err(|v| v.check), Err("H10"));
-        let both: BTreeSet<_> = held(1).union(&held(2)).cloned().collect();
-        assert_eq!(history.check_durable(&both).map_err(|v| v.check), Err("H10"), "a released lock is back");
     }
 }

@@ -10,7 +10,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{State, Violation};
+use super::{Answer, State, Violation};
+
+/// Past this many states at one time the search gives up, and says so: the history has too much under way at once.
+const POSSIBLE_MAX: usize = 200_000;
 
 /// What a call does to a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +45,8 @@ struct Possible {
 }
 
 pub(super) fn every_lock(state: &State) -> Result<(), Violation> {
-    let locks: BTreeSet<&str> = state.holds.iter().map(|hold| hold.lock.as_str()).collect();
+    let held = state.holds.iter().map(|hold| hold.lock.as_str());
+    let locks: BTreeSet<&str> = held.chain(state.reads.iter().map(|read| read.lock.as_str())).collect();
     locks.into_iter().try_for_each(|lock| {
         one_order(&calls(state, lock))
             .map_err(|seen| Violation { check: "H5", seen: format!("{lock}: {seen}") })
@@ -74,21 +78,37 @@ fn calls(state: &State, lock: &str) -> Vec<Call> {
             calls.push(free(bound.max(hold.granted), None));
         }
     }
-    for read in state.reads.iter().filter(|read| read.lock == lock) {
-        // Somebody who never learned of his grant: his call may have been at any time, and so may its end.
-        if let Some(token) = read.token
+    let reads = state.reads.iter().filter(|read| read.lock == lock);
+    let reads = reads.map(|read| (read.token, read.asked, read.answered));
+    let refusals = state.refusals.iter().filter(|refusal| refusal.lock == lock && refusal.token.is_some());
+    let refusals = refusals.map(|refusal| (refusal.token, refusal.asked, refusal.answered));
+    for (found, asked, answered) in reads.chain(refusals) {
+        // Somebody who never learned of his grant: it was some time after he asked, and so was its end.
+        if let Some(token) = found
             && known.insert(token)
+            && let Some(asked) = may_have_asked(state, lock, token)
         {
-            calls.push(Call { effect: Effect::Take(token), asked: Duration::ZERO, answered: None });
-            calls.push(Call { effect: Effect::Free(token), asked: Duration::ZERO, answered: None });
+            calls.push(Call { effect: Effect::Take(token), asked, answered: None });
+            calls.push(Call { effect: Effect::Free(token), asked, answered: None });
         }
-        calls.push(Call {
-            effect: Effect::Find(read.token),
-            asked: read.asked,
-            answered: Some(read.answered),
-        });
+        calls.push(Call { effect: Effect::Find(found), asked, answered: Some(answered) });
     }
     calls
+}
+
+/// When the first of those asked who may have been granted a token of which no client says that it has it. `None`: there is
+/// nobody. Who has a token may have had one before, which he lost with his session before he learned of it.
+fn may_have_asked(state: &State, lock: &str, token: u64) -> Option<Duration> {
+    if state.acquires.is_empty() {
+        // Whoever wrote this history down did not say who asks.
+        return Some(Duration::ZERO);
+    }
+    let asks = state.acquires.iter().filter(|acquire| acquire.locks.iter().any(|name| name == lock));
+    let may = asks.filter(|acquire| match acquire.answer {
+        Some((_, Answer::Granted(other))) => other > token,
+        Some((_, Answer::Refused)) | None => true,
+    });
+    may.map(|acquire| acquire.asked).min()
 }
 
 /// Whether there is an order. What was wrong otherwise: the first answer that fits none.
@@ -109,6 +129,9 @@ fn one_order(calls: &[Call]) -> Result<(), String> {
         }
         possible = answered(calls, &under_way, possible, at);
         under_way.remove(&at);
+        if possible.len() > POSSIBLE_MAX {
+            return Err(format!("more than {POSSIBLE_MAX} states are possible at {time:?}: no verdict"));
+        }
         if possible.is_empty() {
             return Err(format!("there is no order in which {:?} is answered at {time:?}", calls[at]));
         }

@@ -5,40 +5,33 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::checks::was_paused;
-use super::{State, Violation};
+use super::{Refusal, State, Violation};
 
-/// Every exclusive lock over time.
+/// By lock: every change of its holder's token, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Timelines {
-    /// By lock: every change, in order.
-    changes: BTreeMap<String, Vec<(Duration, Seen)>>,
+    changes: BTreeMap<String, Vec<(Duration, Option<u64>)>>,
+    /// By lock: whether anybody waits, in the same way.
+    queues: BTreeMap<String, Vec<(Duration, bool)>>,
     /// By token: when it held nothing any more.
     over: BTreeMap<u64, Duration>,
 }
 
-/// A lock as it is from one change to the next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
-    token: Option<u64>,
-    is_waited_for: bool,
-}
-
 impl Timelines {
-    /// Who holds a lock from now on, and whether somebody waits for it, be it for another lock besides; the same as before
-    /// is no change.
-    pub fn holds(&mut self, at: Duration, lock: &str, token: Option<u64>, is_waited_for: bool) {
+    /// Who holds a lock from now on; the same as before is no change.
+    pub fn holds(&mut self, at: Duration, lock: &str, token: Option<u64>) {
         let changes = self.changes.entry(lock.to_owned()).or_default();
-        let seen = Seen { token, is_waited_for };
-        if changes.last().map(|(_, seen)| *seen).unwrap_or_default() != seen {
-            changes.push((at, seen));
+        if changes.last().and_then(|(_, token)| *token) != token {
+            changes.push((at, token));
         }
     }
 
-    /// Somebody waits for a lock, and whoever holds it goes on.
-    pub fn is_waited_for(&mut self, at: Duration, lock: &str) {
-        let token =
-            self.changes.get(lock).and_then(|changes| changes.last()).and_then(|(_, seen)| seen.token);
-        self.holds(at, lock, token, true);
+    /// Whether anybody waits for a lock from now on.
+    pub fn waits(&mut self, at: Duration, lock: &str, anybody: bool) {
+        let changes = self.queues.entry(lock.to_owned()).or_default();
+        if changes.last().is_some_and(|(_, last)| *last) != anybody {
+            changes.push((at, anybody));
+        }
     }
 
     /// A token holds nothing any more.
@@ -46,15 +39,28 @@ impl Timelines {
         self.over.entry(token).or_insert(at);
     }
 
-    /// Whether it was so at some moment of a time, ends included.
-    fn ever(&self, lock: &str, from: Duration, to: Duration, is_so: impl Fn(Seen) -> bool) -> bool {
-        let changes = self.changes.get(lock).map(Vec::as_slice).unwrap_or_default();
-        // Whatever holds at `from`, and all that comes until `to`. What ended just then counts too.
-        let before = changes.partition_point(|(at, _)| *at < from);
-        let at_first = before.checked_sub(1).map(|last| changes[last].1).unwrap_or_default();
-        is_so(at_first)
-            || changes[before..].iter().take_while(|(at, _)| *at <= to).any(|(_, seen)| is_so(*seen))
+    /// Whether its holder was so at some moment of a time, ends included.
+    fn ever(&self, lock: &str, from: Duration, to: Duration, is_so: impl Fn(Option<u64>) -> bool) -> bool {
+        ever(self.changes.get(lock), from, to, is_so)
     }
+
+    /// Whether somebody held it or waited for it at some moment of a time.
+    fn ever_busy(&self, lock: &str, from: Duration, to: Duration) -> bool {
+        self.ever(lock, from, to, |token| token.is_some()) || ever(self.queues.get(lock), from, to, |any| any)
+    }
+}
+
+/// Whatever holds at `from`, and all that comes until `to`. What ended just then counts too.
+fn ever<T: Copy + Default>(
+    changes: Option<&Vec<(Duration, T)>>,
+    from: Duration,
+    to: Duration,
+    is_so: impl Fn(T) -> bool,
+) -> bool {
+    let changes = changes.map(Vec::as_slice).unwrap_or_default();
+    let before = changes.partition_point(|(at, _)| *at < from);
+    let at_first = before.checked_sub(1).map(|last| changes[last].1).unwrap_or_default();
+    is_so(at_first) || changes[before..].iter().take_while(|(at, _)| *at <= to).any(|(_, one)| is_so(*one))
 }
 
 pub(super) fn beliefs(state: &State, log: &Timelines) -> Result<(), Violation> {
@@ -82,25 +88,34 @@ pub(super) fn leases(state: &State, log: &Timelines) -> Result<(), Violation> {
 pub(super) fn answers(state: &State, log: &Timelines) -> Result<(), Violation> {
     let wrong = |what: String| Err(Violation { check: "H4", seen: what });
     for read in &state.reads {
-        if !log.ever(&read.lock, read.asked, read.answered, |seen| seen.token == read.token) {
+        if !log.ever(&read.lock, read.asked, read.answered, |token| token == read.token) {
             return wrong(format!("{read:?} was never so meanwhile"));
         }
     }
     for refusal in &state.refusals {
-        if !log.ever(&refusal.lock, refusal.asked, refusal.answered, |seen| {
-            seen.token.is_some() || seen.is_waited_for
-        }) {
-            return wrong(format!("{refusal:?}, and it was free all the while"));
+        let Refusal { lock, token, asked, answered, .. } = refusal;
+        let was_so = match token {
+            Some(_) => log.ever(lock, *asked, *answered, |holder| holder == *token),
+            None => log.ever_busy(lock, *asked, *answered),
+        };
+        if !was_so {
+            return wrong(format!("{refusal:?} was never so meanwhile"));
         }
     }
     for hold in &state.holds {
-        if !log.ever(&hold.lock, hold.asked, hold.granted, |seen| seen.token == Some(hold.token)) {
+        if !log.ever(&hold.lock, hold.asked, hold.granted, |token| token == Some(hold.token)) {
             return wrong(format!("{hold:?} was not granted meanwhile"));
         }
-        if let Some(released) = hold.released
-            && log.over.get(&hold.token).is_none_or(|over| *over > released)
-        {
-            return wrong(format!("{hold:?} was answered as released, and was not"));
+        let Some(released) = hold.released else { continue };
+        let over = log.over.get(&hold.token).copied();
+        if over.is_none_or(|over| over > released || hold.ended.is_some_and(|sent| over < sent)) {
+            return wrong(format!("{hold:?} was answered as released, and was over at {over:?}"));
+        }
+    }
+    for extension in &state.extensions {
+        let (hold, Some(answered)) = (&state.holds[extension.hold], extension.answered) else { continue };
+        if !log.ever(&hold.lock, extension.asked, answered, |token| token == Some(hold.token)) {
+            return wrong(format!("{extension:?} was answered, and {hold:?} was over"));
         }
     }
     Ok(())
@@ -118,9 +133,9 @@ mod tests {
     /// A lock that is held under 1 from 10 to 20, and under 2 from 20 on.
     fn log() -> Timelines {
         let mut log = Timelines::default();
-        log.holds(at(10), "k", Some(1), false);
-        log.holds(at(20), "k", None, false);
-        log.holds(at(20), "k", Some(2), false);
+        log.holds(at(10), "k", Some(1));
+        log.holds(at(20), "k", None);
+        log.holds(at(20), "k", Some(2));
         log.ends(at(20), 1);
         log
     }
@@ -157,7 +172,7 @@ mod tests {
             history.read("b", "k", token, at(asked));
         }
         set(11);
-        history.refused("b", "k", at(10));
+        history.refused("b", "k", None, at(10));
         assert_eq!(fired(&history), None);
     }
 
@@ -172,7 +187,7 @@ mod tests {
         }
         let (refused, set) = history();
         set(9);
-        refused.refused("b", "k", at(0));
+        refused.refused("b", "k", None, at(0));
         assert_eq!(fired(&refused), Some("H4"));
 
         let (early, set) = history();
@@ -186,6 +201,33 @@ mod tests {
         set(14);
         kept.released(hold);
         assert_eq!(fired(&kept), Some("H4"));
+    }
+
+    #[test]
+    fn refusals_and_extensions_are_true_at_some_moment() {
+        let refused = |token, queued| {
+            let (history, set) = history();
+            set(9);
+            history.refused("b", "k", token, at(0));
+            let mut log = log();
+            log.waits(at(5), "k", queued);
+            history.check_against(&log).err().map(|violation| violation.check)
+        };
+        assert_eq!(refused(None, true), None, "another was before it");
+        assert_eq!(refused(None, false), Some("H4"), "it was free");
+        assert_eq!(refused(Some(1), true), Some("H4"), "nobody held it yet");
+
+        let extended_at = |ms| {
+            let (history, set) = history();
+            let hold = grant(&history, &set, 1, 5, 12);
+            set(13);
+            history.releasing(hold);
+            set(ms);
+            let extension = history.extending(hold, Duration::ZERO);
+            history.extended(extension);
+            fired(&history)
+        };
+        assert_eq!((extended_at(14), extended_at(21)), (None, Some("H4")));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::hosts::CLIENT_PORT;
 use super::lock;
 use super::plan::Plan;
 use super::run::Trace;
-use crate::history::{History, HoldId};
+use crate::history::{AcquireId, Answer, History, HoldId};
 use crate::tally::Tally;
 
 /// How long a client may wait for one lock in the calm. The longest lease of a process that died is 10 s, one that a
@@ -143,6 +143,8 @@ impl Process {
     async fn change_of_mind(&mut self) {
         let (lock, ttl) = (self.some_lock(), self.some_ttl());
         let patience = Duration::from_millis(self.rng.u64(0..200));
+        // Nobody looks at what it comes to: it stays open.
+        self.shared.history.asks(&self.name, std::slice::from_ref(&lock));
         let acquire = self.client.lock(&lock).ttl(ttl).into_future();
         if tokio::time::timeout(patience, acquire).await.is_err() {
             self.shared.count("acquires dropped");
@@ -180,29 +182,44 @@ impl Process {
         let first = self.rng.usize(0..self.shared.plan.locks - 1);
         let names = [format!("lock-{first}"), format!("lock-{}", first + 1)];
         let (asked, ttl) = (self.now(), self.some_ttl());
+        let acquire = self.shared.history.asks(&self.name, &names);
         let guard = self.client.lock_all(names.clone()).ttl(ttl).wait(Duration::from_secs(3)).await;
-        self.hold(&names, guard.map(Some), asked).await;
+        self.hold(&names, guard.map(Some), asked, acquire).await;
     }
 
     async fn one(&mut self, kind: u8) {
         let (name, ttl, asked) = (self.some_lock(), self.some_ttl(), self.now());
+        let acquire = self.shared.history.asks(&self.name, std::slice::from_ref(&name));
         let builder = self.client.lock(&name).ttl(ttl).auto_renew(kind != 8);
         let guard = match kind {
             9 | 10 => builder.try_acquire().await,
             _ => builder.wait(Duration::from_secs(self.rng.u64(1..12))).await.map(Some),
         };
-        self.hold(&[name], guard, asked).await;
+        self.hold(&[name], guard, asked, acquire).await;
     }
 
     /// Works under a guard, and gives it back in one way or another.
-    async fn hold(&mut self, names: &[String], guard: Result<Option<LockGuard>, Error>, asked: Duration) {
+    async fn hold(
+        &mut self,
+        names: &[String],
+        guard: Result<Option<LockGuard>, Error>,
+        asked: Duration,
+        acquire: AcquireId,
+    ) {
         let guard = match guard {
             Ok(Some(guard)) => guard,
             Ok(None) => {
-                names.iter().for_each(|name| self.shared.history.refused(&self.name, name, asked));
+                self.shared.history.answered(acquire, Answer::Refused);
+                names.iter().for_each(|name| self.shared.history.refused(&self.name, name, None, asked));
                 return self.say("finds it held");
             }
             Err(error) => {
+                if let Error::WaitTimeout(timeout) = &error {
+                    self.shared.history.answered(acquire, Answer::Refused);
+                    if let Some(token) = timeout.token {
+                        self.shared.history.refused(&self.name, &timeout.name, Some(token.get()), asked);
+                    }
+                }
                 self.shared.count("acquires without a grant");
                 self.say(&format!("did not get {names:?}: {:?}", error.kind()));
                 return self.pause(50..200).await;
@@ -210,6 +227,7 @@ impl Process {
         };
         let token = guard.token().get();
         let history = self.shared.history.clone();
+        history.answered(acquire, Answer::Granted(token));
         let held: Vec<HoldId> =
             names.iter().map(|name| history.granted(&self.name, name, token, asked)).collect();
         self.shared.count("grants");
@@ -237,8 +255,9 @@ impl Process {
         }
         if self.rng.u8(0..6) == 0 {
             let ttl = self.some_ttl();
-            held.iter().for_each(|hold| history.extending(*hold));
+            let extensions: Vec<_> = held.iter().map(|hold| history.extending(*hold, ttl)).collect();
             if noting_the_loss(&guard, &held, &history, guard.extend(ttl)).await.is_ok() {
+                extensions.iter().for_each(|extension| history.extended(*extension));
                 self.note_promise(&guard, &held);
             }
         }
@@ -279,9 +298,10 @@ impl Process {
             let began = self.now();
             loop {
                 let asked = self.now();
+                let acquire = self.shared.history.asks(&self.name, std::slice::from_ref(&name));
                 let guard = self.client.lock(&name).ttl(ttl).wait(CALM_WAIT).await;
                 if guard.is_ok() {
-                    self.hold(&[name], guard.map(Some), asked).await;
+                    self.hold(&[name], guard.map(Some), asked, acquire).await;
                     break;
                 }
                 // What began in the chaos may end in the calm; what begins in it does not.

@@ -33,6 +33,7 @@ enum Undo {
     Latency(&'static str, &'static str),
     Thaw(usize),
     Thawed(usize),
+    Disk(&'static str),
     Start(&'static str),
 }
 
@@ -55,6 +56,8 @@ pub(crate) struct Faults {
     /// The node that lost its disk last, and its id before.
     lost: Option<(&'static str, u64)>,
     ordered: Option<Ordered>,
+    /// Disks that do what waits in one of so many steps only.
+    slow: BTreeMap<&'static str, u32>,
     lives: BTreeMap<&'static str, u64>,
 }
 
@@ -76,10 +79,13 @@ enum Kind {
     ClientKilled,
     DiskWiped,
     DiskError,
+    DiskSlow,
+    DiskStalled,
+    NodeStalled,
 }
 
 /// All kinds, as the tally names them.
-const KINDS: [(Kind, &str); 16] = [
+const KINDS: [(Kind, &str); 19] = [
     (Kind::Partition, "partitions of two"),
     (Kind::OneWay, "one-way partitions"),
     (Kind::Bridge, "bridges"),
@@ -96,6 +102,9 @@ const KINDS: [(Kind, &str); 16] = [
     (Kind::ClientKilled, "clients killed"),
     (Kind::DiskWiped, "disks wiped"),
     (Kind::DiskError, "disk errors ordered"),
+    (Kind::DiskSlow, "slow disks"),
+    (Kind::DiskStalled, "disks stalled"),
+    (Kind::NodeStalled, "nodes stalled"),
 ];
 
 /// How a node goes down.
@@ -119,8 +128,14 @@ impl Faults {
             down: Vec::new(),
             lost: None,
             ordered: None,
+            slow: BTreeMap::new(),
             lives: BTreeMap::new(),
         }
+    }
+
+    /// H11: a run in which nothing went wrong shows nothing. What is counted is what there was something to do it to.
+    pub(crate) fn have_bitten(&self) -> bool {
+        KINDS.iter().any(|(_, name)| self.tally.get(name) > 0)
     }
 
     /// Called before each step of the chaos.
@@ -158,6 +173,11 @@ impl Faults {
         self.undo = later;
         let due: Vec<(Duration, Undo)> = due;
         due.into_iter().for_each(|(_, undo)| self.apply(world, undo));
+        for (host, one_in) in &self.slow {
+            if self.rng.u32(0..*one_in) == 0 {
+                lock(&world.valves)[host].let_through();
+            }
+        }
         self.look_at_ordered(world)?;
         self.replace_the_ended(world)
     }
@@ -181,6 +201,10 @@ impl Faults {
             Undo::Thawed(at) => {
                 let name = self.process(world.plan.client_hosts()[at]);
                 world.shared.history.resumed_at(&name, world.now());
+            }
+            Undo::Disk(host) => {
+                self.slow.remove(host);
+                lock(&world.valves)[host].open();
             }
             Undo::Start(host) => {
                 world.say(&format!("{host} starts"));
@@ -293,6 +317,29 @@ impl Faults {
             }
             Kind::ClientKilled => self.kill_a_client(world),
             Kind::DiskWiped | Kind::DiskError => self.lose_a_disk(world, kind),
+            Kind::DiskSlow => {
+                let Some(host) = self.some_up(world) else { return false };
+                self.slow.insert(host, self.rng.u32(2..10));
+                self.stall_the_disk(world, host, 500..6_000);
+                true
+            }
+            Kind::DiskStalled => {
+                let Some(host) = self.some_up(world) else { return false };
+                self.stall_the_disk(world, host, 100..6_000);
+                true
+            }
+            Kind::NodeStalled => {
+                // As far as others see: its timers go on. A leader is the one with something to lose.
+                let leader = world.leader().map(|(host, _)| host).filter(|_| self.rng.bool());
+                let Some(host) = leader.or_else(|| self.some_up(world)) else { return false };
+                let ms = self.rng.u64(100..6_000);
+                self.stall_the_disk(world, host, ms..ms + 1);
+                for other in everybody(&world.plan).into_iter().filter(|other| *other != host) {
+                    world.sim.hold(host, other);
+                    self.later(world, ms..ms + 1, Undo::Release(host, other));
+                }
+                true
+            }
         }
     }
 
@@ -356,6 +403,12 @@ impl Faults {
         world.ices[at].thaw();
         world.sim.bounce(host);
         true
+    }
+
+    /// What is written waits, and so do the answers.
+    fn stall_the_disk(&mut self, world: &World, host: &'static str, ms: std::ops::Range<u64>) {
+        lock(&world.valves)[host].shut();
+        self.later(world, ms, Undo::Disk(host));
     }
 
     /// Takes a node's disk for good, if the cluster is whole; or orders that it fails.

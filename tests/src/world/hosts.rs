@@ -9,7 +9,7 @@ use raftlock_server::clock::Clock;
 use raftlock_server::config::Config;
 use raftlock_server::net::{BoxFuture, Listen, Net, Wire};
 use raftlock_server::node::{Node, NodeError, Seams, Witness};
-use raftlock_server::store::{Writer, simdisk};
+use raftlock_server::store::{Valve, Writer, simdisk};
 
 use super::lock;
 
@@ -18,6 +18,9 @@ pub(crate) const PEER_PORT: u16 = 50052;
 
 /// The nodes that are up, by host.
 pub(crate) type Nodes = Arc<Mutex<BTreeMap<&'static str, Arc<Node>>>>;
+
+/// What holds the disk of each host up, in the present life of its node.
+pub(crate) type Valves = Arc<Mutex<BTreeMap<&'static str, Valve>>>;
 
 /// The nodes that ended by themselves, and why.
 pub(crate) type Ended = Arc<Mutex<BTreeMap<&'static str, NodeError>>>;

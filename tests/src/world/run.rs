@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use raftlock_server::node::Node;
-use raftlock_server::store::simdisk;
+use raftlock_server::node::{Node, Seams};
+use raftlock_server::store::{Valve, Writer, simdisk};
 
 use super::clients::{CALM_WAIT, Shared, work};
 use super::faults::Faults;
 use super::freeze::Ice;
-use super::hosts::{Ended, Nodes, config, seams, serve};
+use super::hosts::{Ended, Nodes, Valves, config, seams, serve};
 use super::plan::Plan;
 use super::reader::{READER, read};
 use super::watch::Watch;
@@ -67,6 +67,8 @@ pub struct Failure {
     pub what: String,
     /// Everything up to there.
     pub trace: Vec<String>,
+    /// What the clients saw, as lines of JSON.
+    pub history: String,
 }
 
 /// Runs the plan of one seed to its end.
@@ -77,15 +79,16 @@ pub fn run(seed: u64) -> Result<Outcome, Failure> {
     align_task_ids();
     raftlock_server::seed_thread_rng(seed);
     let mut world = World::new(Plan::of(seed));
-    let trace = world.trace.clone();
+    let (trace, history) = (world.trace.clone(), world.shared.history.clone());
     let ended = catch_unwind(AssertUnwindSafe(|| world.live()));
     let taken = || std::mem::take(&mut *lock(&trace.0));
+    let failure = |what| Failure { what, trace: taken(), history: history.lines() };
     match ended {
         Ok(ended) => {
             world.end();
             match ended {
                 Ok(tally) => Ok(Outcome { trace: taken(), tally }),
-                Err(what) => Err(Failure { what, trace: taken() }),
+                Err(what) => Err(failure(what)),
             }
         }
         Err(panic) => {
@@ -93,7 +96,7 @@ pub fn run(seed: u64) -> Result<Outcome, Failure> {
             std::mem::forget(world);
             let said = panic.downcast_ref::<String>().cloned();
             let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
-            Err(Failure { what: said.unwrap_or_else(|| "a panic".to_owned()), trace: taken() })
+            Err(failure(said.unwrap_or_else(|| "a panic".to_owned())))
         }
     }
 }
@@ -104,6 +107,7 @@ pub(crate) struct World {
     pub(crate) sim: turmoil::Sim<'static>,
     pub(crate) nodes: Nodes,
     pub(crate) ended: Ended,
+    pub(crate) valves: Valves,
     pub(crate) ices: Vec<Ice>,
     pub(crate) trace: Trace,
     pub(crate) shared: Shared,
@@ -116,9 +120,10 @@ impl World {
         let plan = Arc::new(plan);
         let trace = Trace::default();
         let shared = Shared::new(plan.clone(), trace.clone());
-        let rate_max = plan.rates[0].iter().copied().fold(1.0, f64::max);
-        let watch = Watch::new(rate_max, trace.clone());
-        let (nodes, ended) = (Nodes::default(), Ended::default());
+        let rates = plan.rates[0].iter().copied();
+        let rates = (rates.clone().fold(1.0, f64::min), rates.fold(1.0, f64::max));
+        let watch = Watch::new(rates, trace.clone());
+        let (nodes, ended, valves) = (Nodes::default(), Ended::default(), Valves::default());
         let mut sim = turmoil::Builder::new()
             .rng_seed(plan.seed)
             .tick_duration(TICK)
@@ -130,7 +135,7 @@ impl World {
         for (at, host) in plan.hosts().iter().enumerate() {
             simdisk::mount(&disk_id(plan.seed, host), simdisk::Disk::new());
             let (plan, watch) = (plan.clone(), watch.clone());
-            let (nodes, ended) = (nodes.clone(), ended.clone());
+            let (nodes, ended, valves) = (nodes.clone(), ended.clone(), valves.clone());
             sim.host(*host, move || {
                 let mut config =
                     config(host, disk_id(plan.seed, host), &plan.hosts()[..plan.founders], plan.founders);
@@ -139,11 +144,17 @@ impl World {
                 config.remove_dead_after = plan.remove_dead.then_some(Duration::from_secs(10));
                 let (plan, watch) = (plan.clone(), watch.clone());
                 let (nodes, ended) = (nodes.clone(), ended.clone());
+                let valve = Valve::default();
+                lock(&valves).insert(host, valve.clone());
                 async move {
                     let late = if at < plan.founders { None } else { plan.joins_at };
                     let now = turmoil::sim_elapsed().unwrap_or_default();
                     tokio::time::sleep(late.unwrap_or_default().saturating_sub(now)).await;
-                    let seams = seams(plan.rates[0][at], Some(watch.of(host)));
+                    let seams = Seams {
+                        writer: Writer::Behind(valve.clone()),
+                        ..seams(plan.rates[0][at], Some(watch.of(host)))
+                    };
+                    tokio::spawn(async move { valve.tend().await });
                     serve(host, config, seams, nodes, ended).await
                 }
             });
@@ -157,7 +168,7 @@ impl World {
         }
         let asked = shared.clone();
         sim.host(READER, move || read(asked.clone()));
-        World { plan, sim, nodes, ended, ices, trace, shared, watch, steps: 0 }
+        World { plan, sim, nodes, ended, valves, ices, trace, shared, watch, steps: 0 }
     }
 
     /// What the world sees of time.
@@ -251,7 +262,7 @@ impl World {
 
     fn verdict(&self, faults: &Faults) -> Result<Tally, String> {
         self.watch.broken().map_or(Ok(()), Err)?;
-        let replay = self.watch.replay()?;
+        let replay = self.watch.replay(self.plan.chaos)?;
         for (client, name, token) in self.shared.history.grants() {
             let granted = replay.grants.get(&token);
             if granted.is_none_or(|(owner, names)| *owner != client || !names.contains(&name)) {
@@ -269,6 +280,11 @@ impl World {
         };
         checked.map_err(|violation| violation.to_string())?;
         let mut tally = lock(&self.shared.tally).clone();
+        if !faults.have_bitten() || tally.get("grants") == 0 {
+            return Err(format!("H11: the run is invalid: {tally}, {}", faults.tally));
+        }
+        tally.add("leases ended in the calm", replay.ended_in_the_calm);
+        tally.add("unknown operations", history.unknown() as u64);
         tally.merge(&faults.tally);
         tally.merge(&self.watch.tally());
         tally.add("simulated seeds", 1);

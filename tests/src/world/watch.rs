@@ -6,7 +6,8 @@
 //! - After the same entry every table has the same running hash, restarts and snapshots included.
 //! - A node applies in order, without holes.
 //! - Cluster time never runs faster than real time, and each entry adds to it what it says.
-//! - A lease ends in its time: not before as much cluster time has passed since its last renewal, and not much later.
+//! - A lease ends in its time: not before as much cluster time has passed since its last renewal, and not much later; in
+//!   real time too, once nothing goes wrong any more.
 //! - The log, replayed, gives the grants that the clients saw, and no others to them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,10 @@ use super::run::Trace;
 use crate::history::Timelines;
 use crate::tally::Tally;
 
+/// For how long cluster time may stand in the calm: nodes that start after the last fault, elections, a leader that is
+/// replaced.
+const STANDS_MAX: Duration = Duration::from_secs(10);
+
 /// What every node has applied, and the first thing that was wrong with it.
 #[derive(Clone, Default)]
 pub(crate) struct Watch(Arc<Mutex<State>>);
@@ -32,8 +37,8 @@ struct State {
     /// The last index that each host has applied in this life.
     applied: BTreeMap<&'static str, u64>,
     trace: Trace,
-    /// How much faster than real time the fastest clock of the run goes.
-    rate_max: f64,
+    /// How fast the slowest and the fastest node's clocks of the run go.
+    rates: (f64, f64),
     installs: u64,
     leaders: u64,
     broken: Option<String>,
@@ -49,8 +54,8 @@ struct Entry {
 }
 
 impl Watch {
-    pub(crate) fn new(rate_max: f64, trace: Trace) -> Watch {
-        Watch(Arc::new(Mutex::new(State { rate_max, trace, ..State::default() })))
+    pub(crate) fn new(rates: (f64, f64), trace: Trace) -> Watch {
+        Watch(Arc::new(Mutex::new(State { rates, trace, ..State::default() })))
     }
 
     /// The witness of one life of a node.
@@ -74,19 +79,21 @@ impl Watch {
         tally
     }
 
-    /// Runs the log through a fresh table: it must come to the same, and gives all its grants.
-    pub(crate) fn replay(&self) -> Result<Replay, String> {
+    /// Runs the log through a fresh table: it must come to the same, and gives all its grants. From `calm` on nothing goes
+    /// wrong.
+    pub(crate) fn replay(&self, calm: Duration) -> Result<Replay, String> {
         let state = lock(&self.0);
-        let mut replay = Replay::default();
+        let (rate_min, rate_max) = state.rates;
+        let mut replay = Replay { calm, rate_min, ..Replay::default() };
         for (index, entry) in &state.log {
             let Some(bytes) = &entry.batch else { continue };
             let batch = Batch::decode(bytes).map_err(|error| format!("entry {index}: {error}"))?;
-            replay.apply(*index, bytes, batch)?;
+            replay.apply(*index, entry.at, bytes, batch)?;
             if replay.table.trail() != entry.trail {
                 return Err(format!("entry {index}: replayed, the table has another hash"));
             }
             replay.note_holders(entry.at);
-            let (cluster, real) = (replay.table.now().get(), entry.at.mul_f64(state.rate_max));
+            let (cluster, real) = (replay.table.now().get(), entry.at.mul_f64(rate_max));
             if u128::from(cluster) > real.as_millis() {
                 return Err(format!("entry {index}: cluster time {cluster} ms after {real:?}"));
             }
@@ -110,14 +117,19 @@ pub(crate) struct Replay {
     /// Every name that anybody asked for.
     names: BTreeSet<String>,
     leases: BTreeMap<u64, Lease>,
+    calm: Duration,
+    rate_min: f64,
+    /// Leases that ran out in the calm: without one, the bound in real time was not looked at.
+    pub(crate) ended_in_the_calm: u64,
     owners: BTreeMap<u64, String>,
     asked: BTreeMap<(u64, u64), Vec<String>>,
 }
 
-/// In cluster time, in milliseconds.
 struct Lease {
-    /// Its last renewal.
+    /// Its last renewal, in cluster time.
     from: u64,
+    /// The same, in real time: when that was first applied.
+    at: Duration,
     ttl_ms: u64,
 }
 
@@ -126,14 +138,15 @@ impl Replay {
     fn note_holders(&mut self, at: Duration) {
         for (name, token) in std::mem::take(&mut self.within) {
             match token {
-                Some(token) => self.timelines.holds(at, &name, Some(token), false),
-                None => self.timelines.is_waited_for(at, &name),
+                Some(token) => self.timelines.holds(at, &name, Some(token)),
+                None => self.timelines.waits(at, &name, true),
             }
         }
         for name in &self.names {
             let view = self.table.get(name, 1);
             let exclusive = view.holders.iter().find(|holder| holder.mode == Mode::Exclusive);
-            self.timelines.holds(at, name, exclusive.map(|holder| holder.token.get()), view.queue_length > 0);
+            self.timelines.holds(at, name, exclusive.map(|holder| holder.token.get()));
+            self.timelines.waits(at, name, view.queue_length > 0);
         }
         let table = &self.table;
         let holds = |token: u64, name: &str| {
@@ -150,31 +163,43 @@ impl Replay {
     }
 
     /// H8, and its other side: a lease ends when as much cluster time has passed since its last renewal as it is long,
-    /// and at most two ticks later.
+    /// and at most two ticks later. In the calm that is so in real time, but for the time in which cluster time may stand.
     fn note_leases(
         &mut self,
+        at: Duration,
         ended: &[(u64, EndCause)],
         renewed: &[(u64, Option<u64>)],
     ) -> Result<(), String> {
         let now = self.table.now().get();
         for (session, ttl_ms) in renewed {
             if let Some(ttl_ms) = ttl_ms.or_else(|| self.leases.get(session).map(|lease| lease.ttl_ms)) {
-                self.leases.insert(*session, Lease { from: now, ttl_ms });
+                self.leases.insert(*session, Lease { from: now, at, ttl_ms });
             }
         }
         for (session, cause) in ended {
-            let Some(Lease { from, ttl_ms }) = self.leases.remove(session) else { continue };
+            let Some(Lease { from, at: renewed, ttl_ms }) = self.leases.remove(session) else { continue };
             let (lasted, late) = (now - from, DT_MAX.as_millis() as u64);
             if *cause == EndCause::Expired && !(ttl_ms..=ttl_ms + late).contains(&lasted) {
                 return Err(format!(
                     "H8: the lease of session {session:x} of {ttl_ms} ms ended after {lasted} ms"
                 ));
             }
+            if *cause == EndCause::Expired && at >= self.calm {
+                self.ended_in_the_calm += 1;
+                let bound = Duration::from_millis(ttl_ms + late).div_f64(self.rate_min);
+                // Of a lease of the chaos, the time since counts: before it, cluster time may have stood for long.
+                let lasted = at - renewed.max(self.calm);
+                if lasted > bound + STANDS_MAX {
+                    return Err(format!(
+                        "H8: in the calm, the lease of {session:x} of {ttl_ms} ms lasted {lasted:?}"
+                    ));
+                }
+            }
         }
         Ok(())
     }
 
-    fn apply(&mut self, index: u64, bytes: &[u8], batch: Batch) -> Result<(), String> {
+    fn apply(&mut self, index: u64, at: Duration, bytes: &[u8], batch: Batch) -> Result<(), String> {
         let commands = batch.commands.clone();
         let lengths: BTreeMap<u64, Option<u64>> = batch
             .renewals
@@ -214,7 +239,7 @@ impl Replay {
                 Output::Event(_) => {}
             }
         }
-        self.note_leases(&ended, &renewed).map_err(|broken| format!("entry {index}: {broken}"))
+        self.note_leases(at, &ended, &renewed).map_err(|broken| format!("entry {index}: {broken}"))
     }
 
     fn outcome(&mut self, command: &Command, outcome: &Outcome) -> Result<(), String> {
@@ -222,7 +247,8 @@ impl Replay {
             self.owners.insert(session.get(), owner.as_str().to_owned());
         }
         if let Command::Acquire { session, ticket, names, .. } = command {
-            let names = names.iter().map(|name| name.as_str().to_owned()).collect();
+            let names: Vec<String> = names.iter().map(|name| name.as_str().to_owned()).collect();
+            self.names.extend(names.iter().cloned());
             self.asked.entry((session.get(), ticket.get())).or_insert(names);
         }
         match outcome {
@@ -240,7 +266,6 @@ impl Replay {
 
     fn grant(&mut self, session: u64, ticket: u64, token: u64) -> Result<(), String> {
         let names = self.asked.get(&(session, ticket)).cloned().unwrap_or_default();
-        self.names.extend(names.iter().cloned());
         let grant = (self.owners.get(&session).cloned().unwrap_or_default(), names);
         if !self.grants.contains_key(&token) {
             self.standing.insert(token);
@@ -321,5 +346,27 @@ impl State {
         self.trace.line(now, &format!("{host} applies {index} {term} {leader:x} {trail:016x}"));
         self.log.insert(index, Entry { at: now, term, leader, batch: batch.map(<[u8]>::to_vec), trail });
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A lease of a table whose time stands: how it ends, renewed and over at these seconds of real time.
+    fn ends(ttl_ms: u64, cause: EndCause, renewed: u64, over: u64) -> Result<(), String> {
+        let mut replay = Replay { calm: Duration::from_secs(10), rate_min: 1.0, ..Replay::default() };
+        replay.note_leases(Duration::from_secs(renewed), &[], &[(1, Some(ttl_ms))])?;
+        replay.note_leases(Duration::from_secs(over), &[(1, cause)], &[])
+    }
+
+    #[test]
+    fn a_lease_that_ends_early_or_late_is_seen() {
+        assert!(ends(1_000, EndCause::Expired, 0, 0).is_err(), "no time has passed");
+        assert_eq!(ends(1_000, EndCause::Closed, 0, 0), Ok(()), "it was given back");
+        assert_eq!(ends(0, EndCause::Expired, 0, 9), Ok(()), "cluster time stood, as it may in the chaos");
+        assert_eq!(ends(0, EndCause::Expired, 20, 30), Ok(()));
+        assert!(ends(0, EndCause::Expired, 20, 31).is_err(), "and may not in the calm");
+        assert!(ends(0, EndCause::Expired, 0, 21).is_err(), "which begins at 10");
     }
 }

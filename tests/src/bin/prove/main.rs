@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
 use raftlock_tests::history::History;
 use raftlock_tests::tally::Tally;
-use raftlock_tests::{clock_schedules, fuzz, table_rules};
+use raftlock_tests::{clock_schedules, fuzz, schedules, table_rules};
 
 mod chaos;
 mod crash;
@@ -45,6 +45,8 @@ enum Suite {
     Sim(sim::Args),
     /// New nodes found a cluster while everything goes wrong
     Founding(founding::Args),
+    /// The SDK alone, over lines that fail
+    Schedules(quick::Args),
     /// The leader's clock under stalls and changes of leader
     Clock(quick::Args),
     /// Old tokens and dead sessions at the lock table
@@ -68,6 +70,7 @@ enum Suite {
 }
 
 fn main() -> ExitCode {
+    show_log();
     match run(Cli::parse()) {
         Ok(tally) => {
             println!("{tally}");
@@ -77,6 +80,14 @@ fn main() -> ExitCode {
             eprintln!("prove: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// With `RUST_LOG` set, whoever looks at a seed sees what the product says in it.
+fn show_log() {
+    if let Ok(filter) = std::env::var("RUST_LOG") {
+        let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false);
+        log.with_writer(std::io::stderr).init();
     }
 }
 
@@ -91,6 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<Tally> {
         Suite::Table(args) => quick::run(&args, "table", table_rules::run),
         Suite::History { file } => history(&file),
         Suite::Fuzz(args) => quick::run(&args, "fuzz", fuzz::run),
+        Suite::Schedules(args) => quick::run(&args, "schedules", schedules::run),
         Suite::Planted(args) => planted::run(&args),
         Suite::Tier { tier } => tiers::run(tier),
         Suite::Soak(args) => soak::run(&args),
@@ -108,5 +120,6 @@ fn history(file: &Path) -> anyhow::Result<Tally> {
     tally.add("grants", summary.grants as u64);
     tally.add("writes accepted", summary.writes as u64);
     tally.add("stale writes refused", summary.stale_writes_refused as u64);
+    tally.add("unknown operations", summary.unknown as u64);
     Ok(tally)
 }

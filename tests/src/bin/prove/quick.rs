@@ -1,5 +1,7 @@
 //! Suites that need no cluster: seed after seed in this process.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use super::Tally;
 
 #[derive(clap::Args)]
@@ -16,7 +18,8 @@ pub fn run(args: &Args, name: &str, suite: impl Fn(u64) -> Result<Tally, String>
     let mut all = Tally::default();
     for seed in args.from..args.from.saturating_add(args.seeds) {
         let again = |wrong| anyhow::anyhow!("{wrong}; again: tests/prove {name} --seeds 1 --from {seed}");
-        all.merge(&suite(seed).map_err(again)?);
+        let one = catch_unwind(AssertUnwindSafe(|| suite(seed)));
+        all.merge(&one.unwrap_or_else(|_| Err("a panic".to_owned())).map_err(again)?);
     }
     Ok(all)
 }

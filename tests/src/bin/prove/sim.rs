@@ -43,7 +43,10 @@ pub fn run(args: &Args) -> anyhow::Result<Tally> {
 }
 
 /// H11: a run is worth nothing if what it is there for did not happen. In a hundred seeds, so often at least.
-const COVERED: [(&str, u64); 24] = [
+const COVERED: [(&str, u64); 29] = [
+    ("slow disks", 50),
+    ("disks stalled", 50),
+    ("nodes stalled", 50),
     ("acquires dropped", 100),
     ("acquires without a grant", 100),
     ("bridges", 20),
@@ -58,6 +61,7 @@ const COVERED: [(&str, u64); 24] = [
     ("kills", 20),
     ("leader changes", 100),
     ("leaders cut off with a minority", 20),
+    ("leases ended in the calm", 100),
     ("links held up", 20),
     ("nodes that ended and were replaced", 5),
     ("one-way partitions", 20),
@@ -68,6 +72,7 @@ const COVERED: [(&str, u64); 24] = [
     ("reads", 5_000),
     ("snapshots installed", 50),
     ("stale writes refused", 5),
+    ("unknown operations", 1_000),
 ];
 
 fn covered(all: &Tally, seeds: u64) -> anyhow::Result<()> {
@@ -91,16 +96,42 @@ fn one(seed: u64, trace: Option<&Path>) -> anyhow::Result<Tally> {
         }
         Err(failure) => {
             keep(&failure.trace)?;
+            let history = keep_history(seed, &failure.history)?;
             bail!(
-                "{}; again, with all that happened: tests/prove sim --seeds 1 --from {seed} --trace FILE",
-                failure.what
+                "{}; what the clients saw: {}; again, with all that happened: tests/prove sim --seeds 1 --from {seed} \
+                 --trace FILE",
+                failure.what,
+                history.display()
             )
         }
     }
+}
+
+/// For `prove history`.
+fn keep_history(seed: u64, lines: &str) -> anyhow::Result<PathBuf> {
+    let folder = Path::new("target/failed");
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let file = folder.join(format!("sim-{seed}.jsonl"));
+    std::fs::write(&file, lines).with_context(|| file.display().to_string())?;
+    Ok(file)
 }
 
 fn fixtures() -> anyhow::Result<Vec<u64>> {
     let lines = FIXTURES.lines().filter(|line| !line.starts_with('#') && !line.trim().is_empty());
     let seed = |line: &str| line.split_whitespace().next().unwrap_or_default().parse();
     lines.map(|line| seed(line).with_context(|| format!("fixtures/seeds: {line:?}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_one_of_its_faults_is_invalid() {
+        let mut all = Tally::default();
+        COVERED.iter().for_each(|(what, least)| all.add(what, 2 * least));
+        assert!(covered(&all, 200).is_ok());
+        assert!(covered(&all, 300).is_err(), "too few for so many");
+        assert!(covered(&Tally::default(), 99).is_ok(), "a few seeds need not have everything");
+    }
 }

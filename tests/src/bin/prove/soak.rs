@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::{Tally, tiers};
 
 /// The suites of which every seed is a run of its own. `crash` is measured in images, and has hundreds of seeds a minute.
-const BY_SEED: &[&str] = &["sim", "founding", "clock", "table"];
+const BY_SEED: &[&str] = &["sim", "schedules", "founding", "clock", "table", "fuzz"];
 
 /// How many seeds stand in one line.
 const CHUNK: u64 = 100;

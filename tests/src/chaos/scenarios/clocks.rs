@@ -25,8 +25,11 @@ pub(super) const RATES: Scenario = Scenario {
     secs: 60,
     prepare: rates,
     run: |stage, length| Box::pin(at_rates(stage, length)),
-    bites: &[("processes with a false clock", 2)],
+    bites: &[("processes with a false clock", 2), ("clients whose leases go by a false clock", 1)],
 };
+
+/// By how much the contract allows clocks to be off.
+const OFF: f64 = 0.005;
 
 fn wall_clocks(stage: &mut Stage) -> anyhow::Result<()> {
     for host in founders() {
@@ -82,9 +85,9 @@ fn lines_of_another_decade(log: &str) -> u64 {
     decades.filter(|decade| *decade != first).count() as u64
 }
 
-/// By how much the contract allows clocks to be off, one fast and one slow.
+/// One fast and one slow.
 fn rates(stage: &mut Stage) -> anyhow::Result<()> {
-    let (fast, slow) = if stage.rng.bool() { (1.005, 0.995) } else { (0.995, 1.005) };
+    let (fast, slow) = if stage.rng.bool() { (1.0 + OFF, 1.0 - OFF) } else { (1.0 - OFF, 1.0 + OFF) };
     let time = FakeTime::new(&stage.folder, "rates")?;
     stage.nodes.set_environment(Host::node(0), &time.rate(fast));
     stage.crowd.set_environment(Host::client(0), &time.rate(slow));
@@ -105,5 +108,17 @@ async fn at_rates(stage: &mut Stage, length: Duration) -> anyhow::Result<()> {
         }
         stage.pause(2_000..4_000).await?;
     }
+    // Its leases do end by the false clock, and those of the others by the true one.
+    for host in stage.crowd.up() {
+        let pace = stage.crowd.pace(host)?;
+        let expected = if host == Host::client(0) { OFF } else { 0.0 };
+        ensure!(
+            (pace.abs() - expected).abs() < OFF / 2.0,
+            "invalid: the leases of {} run out {:.3} % faster than real time",
+            host.name(),
+            100.0 * pace
+        );
+    }
+    stage.count("clients whose leases go by a false clock");
     Ok(())
 }

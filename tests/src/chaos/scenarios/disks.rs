@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
 
-use super::super::nodes::{DISK_FAILED, founders, within};
+use super::super::nodes::{DISK_FAILED, PATIENCE, founders, within};
 use super::super::place::{Host, run};
 use super::super::stage::{Scenario, Stage};
 use super::super::tools::{SyncFault, Traced};
@@ -47,8 +48,12 @@ pub(super) const DAMAGED: Scenario = Scenario {
     secs: 60,
     prepare: as_it_is,
     run: |stage, length| Box::pin(damaged(stage, length)),
-    bites: &[("damaged disks", 4)],
+    bites: &[("damaged disks", 4), ("damaged disks refused", 2)],
 };
+
+/// Of a disk, and of a database, in bytes.
+const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 /// How long a node may serve on after its disk failed.
 const FAILED_FOR: Duration = Duration::from_secs(2);
@@ -177,10 +182,16 @@ async fn slow(stage: &mut Stage, length: Duration) -> anyhow::Result<()> {
 
 async fn damaged(stage: &mut Stage, length: Duration) -> anyhow::Result<()> {
     let until = Until::over(length);
-    while until.is_not_yet() {
+    for everywhere in [true, false].into_iter().cycle().take_while(|_| until.is_not_yet()) {
         let host = stage.nodes.follower().await?;
-        stage.kill(host)?;
-        let what = damage(stage, host)?;
+        let what = if everywhere {
+            stage.nodes.signal(host, Signal::TERM)?;
+            stage.nodes.end_of(host, PATIENCE).await?;
+            spoil(stage, host)?
+        } else {
+            stage.kill(host)?;
+            damage(stage, host)?
+        };
         stage.count("damaged disks");
         stage.nodes.start(host)?;
         // One that sees it refuses to start. One that does not reads an older state, which was once true; its operator
@@ -189,12 +200,26 @@ async fn damaged(stage: &mut Stage, length: Duration) -> anyhow::Result<()> {
         match ended.transpose()? {
             Some(Some(DISK_FAILED)) => stage.count("damaged disks refused"),
             Some(code) => bail!("{}: {} ended with {code:?}", what, host.name()),
+            None if everywhere => bail!("{}: {} serves from that", what, host.name()),
             None => stage.kill(host)?,
         }
         replace_disk(stage, host).await?;
         stage.pause(500..1_000).await?;
     }
     Ok(())
+}
+
+/// Flips a bit in every sector of a node's log: whatever it reads is damaged. It has ended well, so all of its log is in
+/// this file.
+fn spoil(stage: &mut Stage, host: Host) -> anyhow::Result<String> {
+    let path = stage.nodes.data(host).join("raft.db");
+    let mut bytes = fs::read(&path)?;
+    // Not in the first page: a file that is no database at all is refused before anything of ours is read.
+    for sector in bytes.chunks_mut(SECTOR).skip(PAGE / SECTOR) {
+        sector[stage.rng.usize(0..SECTOR)] ^= 1 << stage.rng.u8(0..8);
+    }
+    fs::write(&path, bytes)?;
+    Ok(format!("{} with a bit flipped in every sector", path.display()))
 }
 
 /// Flips a bit of one of a node's files, or cuts some of its end off.
