@@ -26,6 +26,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lock_table::{BATCH_BYTES_MAX, Batch, Command, Renewal, RenewalNumber, SessionId, Settings, Token, Ttl};
+use raftlock_proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +77,19 @@ struct Shared {
     /// Batches closed and not settled. Raised under the queue's lock only, so that none is after [`Proposer::pause`].
     on_their_way: watch::Sender<usize>,
     stalls: AtomicU64,
+    counters: Counters,
     room: Arc<DiskRoom>,
+}
+
+/// What was proposed since the node's start. Times are sums, in microseconds.
+#[derive(Debug, Default)]
+struct Counters {
+    batches: AtomicU64,
+    commands: AtomicU64,
+    queued_us: AtomicU64,
+    renewals: AtomicU64,
+    settled: AtomicU64,
+    settled_us: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -94,6 +107,7 @@ struct Queued {
     command: Command,
     len: usize,
     origin: Origin,
+    since: Instant,
 }
 
 /// What the first leader of a cluster proposes before anything else.
@@ -113,6 +127,7 @@ impl Proposer {
             wake: Notify::new(),
             on_their_way: watch::Sender::new(0),
             stalls: AtomicU64::new(0),
+            counters: Counters::default(),
             room,
         }))
     }
@@ -120,7 +135,7 @@ impl Proposer {
     /// Queues a command. `origin` learns what becomes of it, unless it is not taken. A unary call that is given up
     /// before its command went into a batch is dropped, not proposed.
     pub fn submit(&self, command: Command, origin: Origin) -> Result<(), NotTaken> {
-        let len = command.encoded_len();
+        let (len, since) = (command.encoded_len(), Instant::now());
         let mut queue = self.0.lock();
         if !queue.open {
             return Err(NotTaken::NotLeader);
@@ -132,7 +147,7 @@ impl Proposer {
             return Err(NotTaken::Full);
         }
         queue.bytes += len;
-        queue.commands.push_back(Queued { command, len, origin });
+        queue.commands.push_back(Queued { command, len, origin, since });
         drop(queue);
         self.0.wake.notify_one();
         Ok(())
@@ -182,6 +197,19 @@ impl Proposer {
     fn resume(&self) {
         self.0.lock().paused = false;
         self.0.wake.notify_one();
+    }
+
+    /// Adds what was proposed since the node's start.
+    pub fn count(&self, into: &mut v1::Counters) {
+        let counters = &self.0.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        into.batches = read(&counters.batches);
+        into.commands = read(&counters.commands);
+        into.queued_us = read(&counters.queued_us);
+        into.renewals = read(&counters.renewals);
+        into.batches_on_their_way = *self.0.on_their_way.borrow() as u64;
+        into.settled_batches = read(&counters.settled);
+        into.settled_us = read(&counters.settled_us);
     }
 
     /// How often this node, as the leader, came more than three ticks late.
@@ -266,6 +294,7 @@ impl Shared {
         let mut taken =
             Taken { renewals: Vec::new(), complete: true, commands: Vec::new(), origins: Vec::new() };
         let mut room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES;
+        let (now, mut waited) = (Instant::now(), Duration::ZERO);
         let mut queue = self.lock();
         if queue.paused {
             return None;
@@ -277,6 +306,7 @@ impl Shared {
             let len = renewal.encoded_len();
             if len > room {
                 taken.complete = false;
+                self.counters.note(&taken, waited);
                 return Some(taken);
             }
             room -= len;
@@ -293,9 +323,12 @@ impl Shared {
                 continue; // its deadline passed, or its client left: not proposed
             }
             room -= queued.len;
+            waited += now - queued.since;
             taken.commands.push(queued.command);
             taken.origins.push(queued.origin);
         }
+        drop(queue);
+        self.counters.note(&taken, waited);
         Some(taken)
     }
 
@@ -310,7 +343,7 @@ impl Shared {
         for (command, origin) in batch.commands.into_iter().zip(origins).rev() {
             let len = command.encoded_len();
             queue.bytes += len;
-            queue.commands.push_front(Queued { command, len, origin });
+            queue.commands.push_front(Queued { command, len, origin, since: Instant::now() });
         }
     }
 
@@ -319,6 +352,20 @@ impl Shared {
         let queue = self.lock();
         let waiting = Waiting { commands: !queue.commands.is_empty(), renewals: !queue.renewals.is_empty() };
         (!queue.paused).then_some(waiting)
+    }
+}
+
+impl Counters {
+    fn note(&self, taken: &Taken, waited: Duration) {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        self.commands.fetch_add(taken.commands.len() as u64, Ordering::Relaxed);
+        self.queued_us.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
+        self.renewals.fetch_add(taken.renewals.len() as u64, Ordering::Relaxed);
+    }
+
+    fn settled(&self, took: Duration) {
+        self.settled.fetch_add(1, Ordering::Relaxed);
+        self.settled_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 }
 
@@ -361,6 +408,7 @@ struct Proposed {
     stamp: u64,
     bytes: Bytes,
     result: Result<(), ProposeError>,
+    took: Duration,
 }
 
 /// Batches that openraft refused for want of a quorum. They go back into the queue together, once nothing else is on
@@ -387,7 +435,12 @@ impl Term<'_> {
             let settings = first.settings.clone();
             let command = Command::Configure { settings, token_start: Token::new(start) };
             // Before any other, so that no command finds a table without limits.
-            self.shared.lock().commands.push_front(Queued { len: 0, command, origin: Origin::Node });
+            self.shared.lock().commands.push_front(Queued {
+                len: 0,
+                command,
+                origin: Origin::Node,
+                since: Instant::now(),
+            });
         }
         let mut refused = Refused::default();
         self.propose_all(&mut refused, stop).await;
@@ -486,16 +539,19 @@ impl Term<'_> {
     }
 
     fn propose(&self, order: u64, stamp: u64, bytes: Bytes) -> impl Future<Output = Proposed> + use<> {
-        let (raft, office) = (self.raft.clone(), self.office);
+        let (raft, office, began) = (self.raft.clone(), self.office, Instant::now());
         async move {
             let result = raft.propose(office, bytes.clone()).await;
-            Proposed { order, stamp, bytes, result }
+            Proposed { order, stamp, bytes, result, took: began.elapsed() }
         }
     }
 
     fn settle(&self, proposed: Proposed, refused: &mut Refused) -> Settled {
         match proposed.result {
-            Ok(()) => refused.lately = false,
+            Ok(()) => {
+                self.shared.counters.settled(proposed.took);
+                refused.lately = false;
+            }
             Err(ProposeError::Paused) => {
                 refused.lately = true;
                 let batch = Batch::decode(&proposed.bytes).expect("this node encoded it just now");

@@ -745,6 +745,42 @@ pub struct StatusResponse {
     /// commit), or fast (the leader's clock is wrong, and leases end early). Empty while nothing can be said.
     #[prost(string, tag = "32")]
     pub cluster_clock: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "33")]
+    pub counters: ::core::option::Option<Counters>,
+}
+/// What this node has done since its start. Times are sums, in microseconds: divide by the count beside them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Counters {
+    /// Batches that this node proposed as the leader, the commands in them, and how long those waited to be taken into one.
+    #[prost(uint64, tag = "1")]
+    pub batches: u64,
+    #[prost(uint64, tag = "2")]
+    pub commands: u64,
+    #[prost(uint64, tag = "3")]
+    pub queued_us: u64,
+    /// Of sessions, in those batches.
+    #[prost(uint64, tag = "4")]
+    pub renewals: u64,
+    /// On their way now: at most two.
+    #[prost(uint64, tag = "5")]
+    pub batches_on_their_way: u64,
+    /// From closing a batch to its effects: replicated, flushed by a quorum, applied here.
+    #[prost(uint64, tag = "6")]
+    pub settled_batches: u64,
+    #[prost(uint64, tag = "7")]
+    pub settled_us: u64,
+    /// Batches applied on this node, whoever proposed them.
+    #[prost(uint64, tag = "8")]
+    pub applied_batches: u64,
+    #[prost(uint64, tag = "9")]
+    pub applied_us: u64,
+    /// Commits of the log on this node's disk: writing and flushing, and what they wrote to the write-ahead log.
+    #[prost(uint64, tag = "10")]
+    pub flushes: u64,
+    #[prost(uint64, tag = "11")]
+    pub flushed_us: u64,
+    #[prost(uint64, tag = "12")]
+    pub wal_bytes: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NodeStatus {

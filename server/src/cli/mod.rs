@@ -1,9 +1,10 @@
 //! The command line: what can be said, and which file does it. One file per command.
 //!
 //! The files without a command: `target` (which servers), `lease` (which lock, for how long), `values` (how durations
-//! and sizes are written), `calls` (unary calls, endpoint by endpoint), `print` (what goes to stdout), `logging`,
+//! and sizes are written), `scratch` (folders and ports of nodes that a command starts itself), `calls` (unary calls, endpoint by endpoint), `print` (what goes to stdout), `logging`,
 //! `failure` (exit codes), `compose_env` (two variables of `serve` that are not named RAFTLOCK_).
 
+mod bench;
 mod calls;
 mod completions;
 mod compose_env;
@@ -19,6 +20,7 @@ mod members;
 mod print;
 mod renew;
 mod run;
+mod scratch;
 mod serve;
 mod status;
 mod target;
@@ -55,6 +57,7 @@ struct Cli {
 enum Command {
     Serve(Box<serve::Args>),
     Demo(demo::Args),
+    Bench(bench::Args),
     Lock(lock::Args),
     Unlock(unlock::Args),
     Renew(renew::Args),
@@ -121,6 +124,7 @@ fn execute(command: Command, target: Result<Target, Failure>) -> Result<ExitCode
         Command::Serve(args) => done(serve::execute(*args)),
         Command::Completions(args) => done(completions::execute(args)),
         Command::Demo(args) => done(demo::execute(args)),
+        Command::Bench(args) => done(bench::execute(args, target)),
         // It has to fork before anything starts a thread.
         Command::Run(args) => run::execute(args, target?),
         command => {
@@ -137,7 +141,11 @@ fn execute(command: Command, target: Result<Target, Failure>) -> Result<ExitCode
                     Command::Members(args) => members::execute(args, &target).await,
                     Command::TransferLeader(args) => transfer_leader::execute(args, &target).await,
                     Command::Health(args) => health::execute(args, &target).await,
-                    Command::Serve(_) | Command::Completions(_) | Command::Demo(_) | Command::Run(_) => {
+                    Command::Serve(_)
+                    | Command::Completions(_)
+                    | Command::Demo(_)
+                    | Command::Bench(_)
+                    | Command::Run(_) => {
                         unreachable!("they were taken out above")
                     }
                 }
@@ -152,7 +160,7 @@ fn done(outcome: Result<(), Failure>) -> Result<ExitCode, Failure> {
 }
 
 /// Runs a command on this thread. What it left behind is not waited for.
-fn block_on(outcome: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on<T>(outcome: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = runtime()?;
     let outcome = runtime.block_on(outcome);
     runtime.shutdown_background();

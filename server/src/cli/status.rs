@@ -1,7 +1,7 @@
 //! `raftlock status`: what each server says of itself and the cluster, side by side.
 
 use futures_util::future::join_all;
-use raftlock_proto::v1::StatusResponse;
+use raftlock_proto::v1::{Counters, StatusResponse};
 use serde_json::{Value, json};
 
 use super::failure::Failure;
@@ -83,6 +83,11 @@ fn facts(answers: &[&StatusResponse]) -> Vec<Vec<String>> {
         fact("last token", &|s| s.last_token.to_string()),
         fact("tick stalls", &|s| s.tick_stalls.to_string()),
         fact("cluster clock", &|s| or_dash(&s.cluster_clock)),
+        fact("commands a batch", &|s| ratio(work(s).commands, work(s).batches)),
+        fact("queued", &|s| micros(work(s).queued_us, work(s).commands)),
+        fact("batch, to applied", &|s| micros(work(s).settled_us, work(s).settled_batches)),
+        fact("commit and flush", &|s| micros(work(s).flushed_us, work(s).flushes)),
+        fact("apply", &|s| micros(work(s).applied_us, work(s).applied_batches)),
         fact("disk", &disk),
         fact("version", &|s| node(s).version),
     ]
@@ -101,8 +106,37 @@ fn disk(status: &StatusResponse) -> String {
     if status.disk_low { format!("LOW, {mib} MiB free") } else { format!("{mib} MiB free") }
 }
 
+fn work(status: &StatusResponse) -> Counters {
+    status.counters.unwrap_or_default()
+}
+
+fn ratio(sum: u64, count: u64) -> String {
+    if count == 0 { "-".to_owned() } else { format!("{:.1}", sum as f64 / count as f64) }
+}
+
+fn micros(sum: u64, count: u64) -> String {
+    sum.checked_div(count).map_or("-".to_owned(), |mean| format!("{mean} us"))
+}
+
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-" } else { text }.to_owned()
+}
+
+fn counters(work: &Counters) -> Value {
+    json!({
+        "batches": work.batches,
+        "commands": work.commands,
+        "queued_us": work.queued_us,
+        "renewals": work.renewals,
+        "batches_on_their_way": work.batches_on_their_way,
+        "settled_batches": work.settled_batches,
+        "settled_us": work.settled_us,
+        "applied_batches": work.applied_batches,
+        "applied_us": work.applied_us,
+        "flushes": work.flushes,
+        "flushed_us": work.flushed_us,
+        "wal_bytes": work.wal_bytes,
+    })
 }
 
 /// Ids of nodes are random and use all 64 bits, which JSON's numbers do not hold everywhere: they are texts.
@@ -142,6 +176,7 @@ fn as_json((address, answer): &Asked) -> Value {
         "cluster_clock": s.cluster_clock,
         "disk_low": s.disk_low,
         "disk_free_bytes": s.disk_free_bytes,
+        "counters": counters(&work(s)),
         "members": s.members.iter().map(super::members::as_json).collect::<Vec<_>>(),
     })
 }

@@ -63,6 +63,11 @@ impl Target {
         Ok(Target { endpoints, ..self })
     }
 
+    /// Servers that are known to be written well.
+    pub fn of(endpoints: Vec<String>) -> Target {
+        Target { endpoints, host: String::new(), port: 0, id: String::new() }
+    }
+
     /// `host:port` of each server, in the order given.
     pub fn addresses(&self) -> &[String] {
         &self.endpoints

@@ -10,6 +10,7 @@
 //! - Bytes that do not decode, or a rule version from the future, stop the node: another node may know better.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::{Stream, TryStreamExt};
@@ -17,7 +18,9 @@ use lock_table::{Batch, LockTable, Output, Restore, planted};
 use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
+use raftlock_proto::v1;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Types;
 use super::codec;
@@ -46,6 +49,9 @@ struct Shared {
     streams: Arc<Streams>,
     marks: Marks,
     witness: Option<Arc<dyn Witness>>,
+    /// Since the node's start, and how long they took in all.
+    applied_batches: AtomicU64,
+    applied_us: AtomicU64,
 }
 
 struct State {
@@ -70,7 +76,10 @@ impl Machine {
         };
         let (applied, _) = watch::channel(None);
         let state = Mutex::new(state);
-        Machine(Arc::new(Shared { state, applied, store, streams, marks: Marks::new(), witness }))
+        let (applied_batches, applied_us) = Default::default();
+        let marks = Marks::new();
+        let shared = Shared { state, applied, store, streams, marks, witness, applied_batches, applied_us };
+        Machine(Arc::new(shared))
     }
 
     /// Reads the table between two batches.
@@ -94,6 +103,16 @@ impl Machine {
     /// What the table is right now, for the proposer and for status: never blocks on a batch, never decides anything.
     pub fn glance<T>(&self, read: impl FnOnce(&LockTable) -> T) -> T {
         read(&self.lock().table)
+    }
+
+    /// Adds what was applied and written since the node's start.
+    pub fn count(&self, into: &mut v1::Counters) {
+        into.applied_batches = self.0.applied_batches.load(Ordering::Relaxed);
+        into.applied_us = self.0.applied_us.load(Ordering::Relaxed);
+        let log = self.0.store.stats().log;
+        into.flushes = log.commits;
+        into.flushed_us = log.committing.as_micros() as u64;
+        into.wal_bytes = log.wal_bytes;
     }
 
     /// The last applied log id, and its changes.
@@ -228,7 +247,10 @@ impl RaftStateMachine<Types> for MachineWriter {
             match entry.payload {
                 Payload::Blank => {}
                 Payload::Normal(batch) => {
+                    let began = Instant::now();
                     self.apply_batch(id, &batch.0).await?;
+                    self.0.0.applied_batches.fetch_add(1, Ordering::Relaxed);
+                    self.0.0.applied_us.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
                     applied = Some(batch.0);
                 }
                 Payload::Membership(members) => {

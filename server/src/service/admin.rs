@@ -31,7 +31,7 @@ pub struct AdminService {
     pub founding: Arc<Founding>,
     /// Whether calls get anywhere.
     pub edge: Arc<Edge>,
-    /// For its stall counter.
+    /// For its counters.
     pub proposer: Proposer,
     /// Who is there.
     pub roster: Roster,
@@ -64,7 +64,10 @@ impl AdminService {
             cluster_clock: self.pace.word().to_owned(),
             ..Default::default()
         };
+        let counters = status.counters.get_or_insert_default();
+        self.proposer.count(counters);
         let Some(raft) = self.raft.get() else { return status };
+        raft.machine().count(counters);
         let standing = raft.standing().borrow().clone();
         let positions = raft.positions();
         let leader_id = standing.leader.as_ref().map_or(0, |(id, _)| *id);

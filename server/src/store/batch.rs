@@ -12,12 +12,17 @@ use rusqlite::Connection;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// The WAL is overwritten from its start once it holds this many frames (4 KiB each, so 8 MiB).
 ///
 /// A checkpoint stops commits while it copies and syncs, so it must stay well below a heartbeat: 8 MiB are some ten
 /// milliseconds on a disk that suits us. Smaller would sync the main file more often than needed.
 const CHECKPOINT_FRAMES: i64 = 2048;
+
+/// A page and its header.
+const FRAME_BYTES: u64 = 4096 + 24;
 
 /// The same in bytes, for whoever plans a disk's space.
 pub(super) const CHECKPOINT_BYTES: u64 = CHECKPOINT_FRAMES as u64 * 4096;
@@ -67,6 +72,8 @@ pub(super) struct Counters {
     commits: AtomicU64,
     jobs: AtomicU64,
     checkpoints: AtomicU64,
+    committing_ns: AtomicU64,
+    wal_bytes: AtomicU64,
 }
 
 impl Counters {
@@ -75,6 +82,8 @@ impl Counters {
             commits: self.commits.load(Ordering::Relaxed),
             jobs: self.jobs.load(Ordering::Relaxed),
             checkpoints: self.checkpoints.load(Ordering::Relaxed),
+            committing: Duration::from_nanos(self.committing_ns.load(Ordering::Relaxed)),
+            wal_bytes: self.wal_bytes.load(Ordering::Relaxed),
         }
     }
 }
@@ -85,11 +94,13 @@ pub(super) struct Core<D: Desk> {
     desk: D,
     poison: Arc<Poison>,
     counters: Arc<Counters>,
+    /// In the WAL after the last commit.
+    frames: i64,
 }
 
 impl<D: Desk> Core<D> {
     pub(super) fn new(db: Connection, desk: D, poison: Arc<Poison>, counters: Arc<Counters>) -> Self {
-        Self { db: ManuallyDrop::new(db), desk, poison, counters }
+        Self { db: ManuallyDrop::new(db), desk, poison, counters, frames: 0 }
     }
 
     /// Does all the work, in one transaction if `riders` came with it, and answers.
@@ -173,7 +184,10 @@ impl<D: Desk> Core<D> {
         if planted::is("ack-before-commit") {
             return Ok(());
         }
+        let began = Instant::now();
         self.run("COMMIT")?;
+        let took = began.elapsed().as_nanos() as u64;
+        self.counters.committing_ns.fetch_add(took, Ordering::Relaxed);
         if !self.db.is_autocommit() {
             let what = "COMMIT returned and left its transaction open".to_owned();
             return Err(StoreError::Unfit { file: D::FILE, what });
@@ -193,10 +207,14 @@ impl<D: Desk> Core<D> {
     }
 
     /// Between batches, after the answers: nobody waits for it but the next batch.
-    fn checkpoint_if_due(&self) {
-        let run = || {
+    fn checkpoint_if_due(&mut self) {
+        let mut run = || {
             self.commit_late()?;
             let frames = checkpoint(&self.db, D::FILE, "NOOP")?.frames;
+            // Fewer than before: the WAL began anew.
+            let before = std::mem::replace(&mut self.frames, frames);
+            let written = if frames < before { frames } else { frames - before };
+            self.counters.wal_bytes.fetch_add(written as u64 * FRAME_BYTES, Ordering::Relaxed);
             let Some(mode) = checkpoint_mode(frames) else {
                 return Ok(());
             };

@@ -60,6 +60,7 @@ use rusqlite::Connection;
 use scan::Memory;
 use snapshot_desk::SnapshotDesk;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use writer::Writer as FileWriter;
 
@@ -138,6 +139,10 @@ pub struct FileStats {
     pub jobs: u64,
     /// Checkpoints between batches.
     pub checkpoints: u64,
+    /// How long the commits took, in all: writing and flushing.
+    pub committing: Duration,
+    /// What they wrote to the write-ahead log.
+    pub wal_bytes: u64,
 }
 
 /// An open store. Cheap to clone; the last clone that goes leaves the files as a crash would.

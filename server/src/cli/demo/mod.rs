@@ -5,8 +5,7 @@
 
 mod check;
 
-use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +20,7 @@ use self::check::Hold;
 use super::failure::{Failure, chain};
 use super::logging::{self, LogFormat};
 use super::print;
+use super::scratch::{Folder, free_ports};
 
 const NODES: usize = 3;
 
@@ -50,10 +50,10 @@ pub struct Args {
 /// Runs it all, and checks.
 pub fn execute(args: Args) -> Result<(), Failure> {
     logging::start("off", LogFormat::Text)?;
-    let folder = Folder::new()?;
+    let folder = folder()?;
     super::block_on(async {
         tokio::select! {
-            outcome = play(args, &folder.0) => outcome,
+            outcome = play(args, folder.path()) => outcome,
             _ = tokio::signal::ctrl_c() => Err(Failure::Other("interrupted".into())),
         }
     })
@@ -157,7 +157,7 @@ async fn hold(worker: &str, guard: LockGuard, stage: &Stage) -> Result<(), Failu
 }
 
 async fn start_nodes(folder: &Path) -> Result<Vec<Node>, Failure> {
-    let ports = free_ports()?;
+    let ports = free_ports(NODES)?;
     let seeds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let mut nodes = Vec::new();
     for (number, peer) in seeds.iter().enumerate() {
@@ -174,16 +174,6 @@ async fn start_nodes(folder: &Path) -> Result<Vec<Node>, Failure> {
         nodes.push(started.map_err(|error| Failure::Other(format!("{name}: {}", chain(&error))))?);
     }
     Ok(nodes)
-}
-
-/// Nodes have to know each other's ports before they listen, so these are free now and taken in a moment.
-fn free_ports() -> Result<Vec<u16>, Failure> {
-    let free = || -> std::io::Result<Vec<u16>> {
-        let listening: Vec<TcpListener> =
-            (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-        listening.iter().map(|port| Ok(port.local_addr()?.port())).collect()
-    };
-    free().map_err(|error| Failure::Other(format!("no free ports: {error}")))
 }
 
 /// The name of the leader, as soon as all nodes agree on one of them.
@@ -206,24 +196,9 @@ fn name_of(node: &Node) -> String {
     node.status().node.map(|node| node.name).unwrap_or_default()
 }
 
-/// Where the nodes keep their data, removed at the end: in a build's `target` folder if there is one here.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder, Failure> {
-        let target = Path::new("target");
-        let parent = if target.is_dir() { target.to_owned() } else { std::env::temp_dir() };
-        let folder = parent.join(format!("raftlock-demo-{}", std::process::id()));
-        match std::fs::create_dir(&folder) {
-            Ok(()) => Ok(Folder(folder)),
-            Err(error) => Err(Failure::Other(format!("{}: {error}", folder.display()))),
-        }
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left behind is small and in a temporary place.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+/// Where the nodes keep their data: in a build's `target` folder if there is one here.
+fn folder() -> Result<Folder, Failure> {
+    let target = Path::new("target");
+    let parent = if target.is_dir() { target.to_owned() } else { std::env::temp_dir() };
+    Folder::within(&parent, "demo")
 }

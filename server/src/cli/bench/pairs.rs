@@ -1,0 +1,147 @@
+//! Acquire and awaited release: each client a lock of its own, all of them one, or all of them one together.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use raftlock::Client;
+use raftlock_proto::v1::raft_lock_client::RaftLockClient;
+use raftlock_proto::v1::{LockRequest, UnlockRequest};
+use tonic::transport::{Channel, Endpoint};
+
+use super::figures::{histogram, micros};
+use super::load::{self, Measured};
+use super::{Api, Args, Bench, Workload};
+use crate::cli::failure::{Failure, chain};
+
+/// Longer than any run: what is measured is not the renewals.
+const TTL: Duration = Duration::from_secs(30);
+
+/// In an open loop as many locks take turns as calls may wait, so that none waits for another.
+const LOCKS: usize = load::WAITING_MAX;
+
+/// Runs for `time`.
+pub async fn run(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    match (args.workload, args.api) {
+        (Workload::Hot, _) => hot(bench, clients, time).await,
+        (Workload::Shared, _) => shared(bench, clients, time).await,
+        (_, Api::Session) => session(bench, args, clients, time).await,
+        (_, Api::Unary) => unary(bench, args, clients, time).await,
+    }
+}
+
+/// The SDK, as one process has it: all tasks share its connection.
+pub async fn connect(bench: &Bench) -> Result<Client, Failure> {
+    let builder = Client::builder().endpoints(bench.addresses.clone()).owner("bench").default_ttl(TTL);
+    builder.connect().await.map_err(|error| Failure::from_sdk(&error))
+}
+
+pub fn failed(error: raftlock::Error) -> Failure {
+    Failure::Other(chain(&error))
+}
+
+async fn session(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    let client = connect(bench).await?;
+    let worker = client.clone();
+    let pair = move |number: usize| {
+        let client = worker.clone();
+        async move {
+            let guard = client.lock(format!("bench-{}", number % LOCKS)).await.map_err(failed)?;
+            guard.release().await.map_err(failed)
+        }
+    };
+    let measured = looped(bench, args, clients, time, pair).await;
+    client.close().await;
+    measured
+}
+
+async fn unary(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    let mut channels = Vec::new();
+    for address in &bench.addresses {
+        let failed =
+            |error: tonic::transport::Error| Failure::NoLeader(format!("{address}: {}", chain(&error)));
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
+        channels.push(RaftLockClient::new(endpoint.connect().await.map_err(failed)?));
+    }
+    let pair = move |number: usize| {
+        let mut client = channels[number % channels.len()].clone();
+        async move { unary_pair(&mut client, number % LOCKS).await }
+    };
+    looped(bench, args, clients, time, pair).await
+}
+
+async fn unary_pair(client: &mut RaftLockClient<Channel>, number: usize) -> Result<(), Failure> {
+    let failed = |status: tonic::Status| Failure::Other(status.message().to_owned());
+    let (resource_id, client_id) = (format!("bench-{number}"), format!("bench-{number}"));
+    let lock = LockRequest {
+        resource_id: resource_id.clone(),
+        client_id: client_id.clone(),
+        ttl_seconds: TTL.as_secs() as i64,
+        ..LockRequest::default()
+    };
+    let granted = client.lock(lock).await.map_err(failed)?.into_inner();
+    if !granted.success {
+        return Err(Failure::Other(format!("{resource_id} is held by another: {}", granted.message)));
+    }
+    let fencing_token = granted.fencing_token;
+    let unlock = UnlockRequest { resource_id, client_id, fencing_token, ..UnlockRequest::default() };
+    client.unlock(unlock).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn looped<F, Fut>(
+    bench: &Bench,
+    args: &Args,
+    clients: usize,
+    time: Duration,
+    pair: F,
+) -> Result<Measured, Failure>
+where
+    F: Fn(usize) -> Fut + 'static,
+    Fut: Future<Output = Result<(), Failure>> + 'static,
+{
+    match args.rate {
+        Some(rate) => load::open(&bench.clock, f64::from(rate), time, pair).await,
+        None => load::closed(&bench.clock, clients, time, pair).await,
+    }
+}
+
+/// All want one lock. The times are from the call that releases it to the next holder's hearing of it.
+async fn hot(bench: &Bench, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    let client = connect(bench).await?;
+    let (worker, clock) = (client.clone(), bench.clock.clone());
+    let released: Rc<Cell<Option<Duration>>> = Rc::default();
+    let times = Rc::new(std::cell::RefCell::new(histogram()));
+    let noted = times.clone();
+    let hand_over = move |_| {
+        let (client, clock, released, times) =
+            (worker.clone(), clock.clone(), released.clone(), noted.clone());
+        async move {
+            let guard = client.lock("bench-hot").await.map_err(failed)?;
+            if let Some(at) = released.take() {
+                times.borrow_mut().saturating_record(micros(clock.monotonic() - at));
+            }
+            released.set(Some(clock.monotonic()));
+            guard.release().await.map_err(failed)
+        }
+    };
+    let measured = load::closed(&bench.clock, clients, time, hand_over).await;
+    client.close().await;
+    let times = times.borrow().clone();
+    Ok(Measured { times, ..measured? })
+}
+
+async fn shared(bench: &Bench, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    let client = connect(bench).await?;
+    let worker = client.clone();
+    let pair = move |_| {
+        let client = worker.clone();
+        async move {
+            let guard = client.lock("bench-shared").shared().await.map_err(failed)?;
+            guard.release().await.map_err(failed)
+        }
+    };
+    let measured = load::closed(&bench.clock, clients, time, pair).await;
+    client.close().await;
+    measured
+}
