@@ -87,7 +87,7 @@ pub async fn serve_peers(peers: PeerService, port: Box<dyn Listen>, stop: Cancel
     let service = PeerServer::new(peers)
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
         .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
-    let router = serve::builder().add_service(service);
+    let router = serve::builder().layer(serve::Corrected).add_service(service);
     log_end("peer", serve::run(router, port, Gate::peers(), stop).await);
 }
 

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::status::with_reason;
+use super::status::{unread, with_reason};
 use crate::edge::Local;
 use crate::founding::Founding;
 use crate::links::{ClusterLinks, STALE_STORAGE_METADATA};
@@ -161,7 +161,12 @@ impl Peer for PeerService {
         let (replies, outgoing) = mpsc::channel(REPLIES_QUEUED_MAX);
         tokio::spawn(async move {
             let (good, checked) = mpsc::channel(1);
-            let Some(Ok(first)) = incoming.next().await else { return };
+            // An end without an answer would look as if all had been answered.
+            let first = match incoming.next().await {
+                Some(Ok(first)) => first,
+                Some(Err(status)) => return drop(replies.send(Err(unread(status))).await),
+                None => return,
+            };
             let member = match desk.member(first.envelope.as_ref()).await {
                 Ok(member) => member,
                 Err(status) => return drop(replies.send(Err(status)).await),
@@ -170,7 +175,8 @@ impl Peer for PeerService {
             let mut results = member.raft.take_appends(ReceiverStream::new(checked));
             let check = async {
                 let mut next = Some(Ok(first));
-                while let Some(Ok(request)) = next {
+                while let Some(request) = next {
+                    let request = request.map_err(unread)?;
                     desk.member(request.envelope.as_ref()).await?;
                     if good.send(request).await.is_err() {
                         break;
@@ -376,7 +382,7 @@ async fn receive_snapshot(
 ) -> Result<(), Status> {
     let chunk = async |incoming: &mut Streaming<peer::SnapshotRequest>| {
         let timed = tokio::time::timeout(snapshot::CHUNK_IDLE_LIMIT, incoming.message()).await;
-        timed.map_err(|_| Status::deadline_exceeded("no chunk came for too long"))?
+        timed.map_err(|_| Status::deadline_exceeded("no chunk came for too long"))?.map_err(unread)
     };
     let Some(first) = chunk(incoming).await? else { return Ok(()) };
     let member = desk.member(first.envelope.as_ref()).await?;

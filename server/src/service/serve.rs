@@ -85,7 +85,7 @@ fn connections(port: Box<dyn Listen>, gate: Arc<Gate>) -> impl Stream<Item = std
     })
 }
 
-/// Corrects tonic's own answers on the public port.
+/// Corrects tonic's own answers.
 #[derive(Clone, Copy)]
 pub struct Corrected;
 

@@ -78,6 +78,11 @@ pub fn outcome_unknown() -> Status {
     with_reason(Code::DeadlineExceeded, "OUTCOME_UNKNOWN", message, Some(ELECTION_WAIT))
 }
 
+/// What a stream of requests ended with, for whoever sent it: what is wrong with a message is the sender's fault, not ours.
+pub fn unread(status: Status) -> Status {
+    if status.code() == Code::Internal { invalid(status.message()) } else { status }
+}
+
 /// Input that can never be right.
 pub fn invalid(message: impl Into<String>) -> Status {
     with_reason(Code::InvalidArgument, "INVALID_ARGUMENT", message, None)
