@@ -34,9 +34,9 @@ const CALM_LIMIT: Duration = Duration::from_secs(60);
 /// What is left of a lease by a clock that is off by less than a percent, at least.
 const CLOCK_OFF: f64 = 0.99;
 
-/// A renewal moves the end of a lease by more than this; what a process waits for a core between two readings of its
-/// clocks is less.
-const MOVED: i64 = 100_000_000;
+/// Between two looks, 10 ms apart, a clock that is off by half a percent makes a difference of 50 us. What makes more is a
+/// renewal, however soon after another, or a wait for a core between two readings, which the next pair undoes.
+const MOVED: i64 = 2_000_000;
 
 /// How long a client may take to give everything back and end.
 const CLOSE_LIMIT: Duration = Duration::from_secs(30);
