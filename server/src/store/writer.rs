@@ -72,7 +72,8 @@ struct Held {
 
 /// A writer whose queue can be served by anybody.
 trait Serve: Send + Sync {
-    fn serve_now(&self);
+    /// Serves it in the caller as a thread would, until it is empty; at most one slice of idle work.
+    fn serve_inline(&self);
 }
 
 impl Valve {
@@ -97,7 +98,7 @@ impl Valve {
         loop {
             self.1.notified().await;
             let writers = hold(&self.0).writers.clone();
-            writers.iter().filter_map(Weak::upgrade).for_each(|writer| writer.serve_now());
+            writers.iter().filter_map(Weak::upgrade).for_each(|writer| writer.serve_inline());
         }
     }
 
@@ -287,8 +288,9 @@ impl<D: Desk> Shared<D> {
             }
         }
     }
+}
 
-    /// The same in the caller, until the queue is empty; at most one slice of idle work.
+impl<D: Desk> Serve for Shared<D> {
     fn serve_inline(&self) {
         let Some(inline) = &self.inline else { return };
         if std::mem::replace(&mut hold(&self.queue).busy, true) {
@@ -319,12 +321,6 @@ impl<D: Desk> Shared<D> {
                 (Some(_), core) => drop(core.take()),
             }
         }
-    }
-}
-
-impl<D: Desk> Serve for Shared<D> {
-    fn serve_now(&self) {
-        self.serve_inline();
     }
 }
 

@@ -356,16 +356,15 @@ impl Seen {
                 }
             }
             Said::Held { hold, left } => {
-                let state = &mut *state;
-                let held = state.holds.get_mut(&key(hold)).expect("a hold begins with its grant");
-                if let Some(before) = held.left.replace(left) {
-                    let pace = state.paces.entry(client.to_owned()).or_default();
-                    pace.add(line.at.saturating_sub(held.believed), before, left);
-                }
-                held.believed = line.at;
+                let held = state.hold(key(hold));
+                let since = line.at.saturating_sub(std::mem::replace(&mut held.believed, line.at));
+                let before = held.left.replace(left);
                 // The client's clock may be wrong by a part of that.
-                let left = Duration::from_nanos(left).mul_f64(CLOCK_OFF);
-                held.ids.iter().for_each(|id| self.history.promised(*id, left));
+                let sure = Duration::from_nanos(left).mul_f64(CLOCK_OFF);
+                held.ids.iter().for_each(|id| self.history.promised(*id, sure));
+                if let Some(before) = before {
+                    state.paces.entry(client.to_owned()).or_default().add(since, before, left);
+                }
             }
             Said::Extending { hold, ttl } => {
                 let held = state.hold(key(hold));
