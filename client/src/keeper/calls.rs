@@ -62,13 +62,6 @@ impl Call {
     pub(super) fn needs_stream(&self) -> bool {
         matches!(self.what, What::Connecting { .. } | What::Reading { .. })
     }
-
-    /// A read on that stream's connection is asked again on the next.
-    pub(super) fn stream_lost(&mut self) {
-        if let What::Reading { stage, .. } = &mut self.what {
-            *stage = ReadStage::Ready;
-        }
-    }
 }
 
 impl Keeper {
@@ -91,6 +84,7 @@ impl Keeper {
                     What::Reading { question, stage, reply },
                     &[(self.connect_timeout, Alarm::Limit)],
                 );
+                self.unasked.insert(request);
             }
             Command::Close { done } => self.close(Some(done)),
         }
@@ -206,7 +200,10 @@ impl Keeper {
                 }
             }
             (Alarm::WaitGrace, What::Acquiring { .. }) => self.stop_waiting(request),
-            (Alarm::ReadAgain, What::Reading { stage, .. }) => *stage = ReadStage::Ready,
+            (Alarm::ReadAgain, What::Reading { stage, .. }) => {
+                *stage = ReadStage::Ready;
+                self.unasked.insert(request);
+            }
             (Alarm::WaitEnd | Alarm::WaitGrace | Alarm::ReadAgain, _) => {}
         }
     }
@@ -254,8 +251,9 @@ impl Keeper {
         let (Some(link), Some(cluster)) = (self.links.current(), self.links.cluster()) else {
             return;
         };
-        for (&request, call) in &mut self.calls {
-            let What::Reading { question, stage: stage @ ReadStage::Ready, .. } = &mut call.what else {
+        for request in std::mem::take(&mut self.unasked) {
+            let call = self.calls.get_mut(&request).map(|call| &mut call.what);
+            let Some(What::Reading { question, stage: stage @ ReadStage::Ready, .. }) = call else {
                 continue;
             };
             let asked = transport::ask(link.conn.clone(), cluster.to_owned(), question.clone());
@@ -267,6 +265,16 @@ impl Keeper {
                 let _ = happenings.send(Happening::Answered { request, result }).await;
             });
             *stage = ReadStage::Asked { _task: Task(task) };
+        }
+    }
+
+    /// The stream is lost: what was asked on its connection is asked again on the next.
+    pub(super) fn ask_again(&mut self) {
+        for (&request, call) in &mut self.calls {
+            if let What::Reading { stage, .. } = &mut call.what {
+                *stage = ReadStage::Ready;
+                self.unasked.insert(request);
+            }
         }
     }
 

@@ -92,6 +92,8 @@ pub(crate) struct Keeper {
     /// Opens and resumes that await their answer.
     by_key: BTreeMap<Key, Slot>,
     calls: BTreeMap<RequestId, Call>,
+    /// Reads that are to be sent. Some may be over.
+    unasked: BTreeSet<RequestId>,
     alarms: BTreeSet<(Instant, RequestId, Alarm)>,
     last_slot: u64,
     last_key: u64,
@@ -130,6 +132,7 @@ impl Keeper {
             by_id: BTreeMap::new(),
             by_key: BTreeMap::new(),
             calls: BTreeMap::new(),
+            unasked: BTreeSet::new(),
             alarms: BTreeSet::new(),
             last_slot: 0,
             last_key: 0,
@@ -255,7 +258,7 @@ impl Keeper {
     fn detach(&mut self) {
         self.by_key.clear();
         self.sessions.values_mut().for_each(Session::detach);
-        self.calls.values_mut().for_each(Call::stream_lost);
+        self.ask_again();
     }
 
     /// A stream is there, or means another way to the leader: every session announces itself, and has the whole time
