@@ -1,8 +1,8 @@
 //! openraft's log and vote, kept by the store.
 //!
 //! An append is readable when it returns and reported flushed when its transaction is on disk, in order (R1, R3, R4).
-//! A vote and a truncation are waited for; a purge and the committed index ride other commits, because openraft waits
-//! for those calls inside its loop and a heartbeat would be late.
+//! A vote and a truncation are waited for; a purge and, now and then, the committed index ride other commits, because
+//! openraft waits for those calls inside its loop and a heartbeat would be late.
 
 use std::fmt::Debug;
 use std::io;
@@ -25,14 +25,29 @@ pub struct LogStore {
     store: Store,
     /// The vote on disk, so that reading it needs no disk.
     vote: Arc<Mutex<Option<Vote>>>,
+    committed: Arc<Mutex<Committed>>,
 }
+
+/// Up to where the log is committed, as openraft said last, and the last index that the store was told.
+#[derive(Debug, Default)]
+struct Committed {
+    newest: Option<LogId>,
+    told: u64,
+}
+
+/// The store is told of every so many entries only. It is a hint of what a restart may apply before it hears of a leader;
+/// in each transaction it would be a page of its own, as much as a small batch.
+const COMMITTED_EVERY: u64 = 64;
 
 impl LogStore {
     /// The log that the store holds.
     pub fn open(store: Store) -> io::Result<LogStore> {
         let vote = store.vote().map(|bytes| codec::vote_from_bytes(&bytes)).transpose();
         let vote = vote.map_err(|error| unreadable("the vote", error))?;
-        Ok(LogStore { store, vote: Arc::new(Mutex::new(vote)) })
+        let newest = store.committed().map(|bytes| codec::log_id_from_bytes(&bytes)).transpose();
+        let newest = newest.map_err(|error| unreadable("the committed index", error))?;
+        let committed = Committed { newest, told: newest.map_or(0, |id| id.index) };
+        Ok(LogStore { store, vote: Arc::new(Mutex::new(vote)), committed: Arc::new(Mutex::new(committed)) })
     }
 
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
@@ -142,15 +157,18 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        match committed {
-            Some(id) => self.store.set_committed(codec::log_id_bytes(&id)).map_err(io::Error::other),
-            None => Ok(()),
+        let Some(id) = committed else { return Ok(()) };
+        let mut known = self.committed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        known.newest = Some(id);
+        if id.index < known.told + COMMITTED_EVERY {
+            return Ok(());
         }
+        known.told = id.index;
+        self.store.set_committed(codec::log_id_bytes(&id)).map_err(io::Error::other)
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        let committed = self.store.committed().map(|bytes| codec::log_id_from_bytes(&bytes)).transpose();
-        committed.map_err(|error| unreadable("the committed index", error))
+        Ok(self.committed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).newest)
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<Types>) -> io::Result<()>
@@ -213,6 +231,24 @@ mod tests {
 
     fn id(index: u64) -> LogId {
         LogId::new(LeaderId { term: 1, node_id: 1 }, index)
+    }
+
+    #[tokio::test]
+    async fn the_committed_index_costs_a_page_once_in_many_commits() {
+        const DISK: &str = "log-committed";
+        simdisk::mount(DISK, simdisk::Disk::new());
+        let store = Store::open(StoreOptions::simulated(DISK)).expect("a fresh disk");
+        let mut log = LogStore::open(store.clone()).expect("an empty log");
+        for index in 0..=130 {
+            log.append([Entry::new(id(index), Payload::Blank)], IOFlushed::noop()).await.expect("appended");
+            log.save_committed(Some(id(index))).await.expect("noted");
+            assert_eq!(log.read_committed().await.expect("known"), Some(id(index)));
+        }
+        store.abandon();
+        let store = Store::open(StoreOptions::simulated(DISK)).expect("it was written");
+        let known = LogStore::open(store).expect("a log").read_committed().await.expect("known");
+        assert_eq!(known, Some(id(128)), "a little behind, and never ahead");
+        simdisk::unmount(DISK);
     }
 
     #[tokio::test]
