@@ -80,6 +80,13 @@ impl Cost {
     }
 }
 
+/// What a process has in memory, in bytes, from `/proc`; see proc_pid_statm(5).
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
 /// User and system time of a process, from `/proc`; see proc_pid_stat(5).
 fn cpu_seconds(pid: &str) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -92,7 +92,7 @@ pub async fn run(bench: &mut Bench, args: &Args, clients: usize) -> Result<Measu
     if let Some(first) = errors.borrow().first() {
         note(&format!("{} pairs failed, the first: {first}", errors.borrow().len()));
     }
-    Ok(Measured { times, ops: gaps.grants.get(), took: bench.clock.monotonic() - began })
+    Ok(Measured::new(times, gaps.grants.get(), bench.clock.monotonic() - began))
 }
 
 async fn change_leader(bench: &mut Bench, args: &Args) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! One line of results, for people and for scripts.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -34,6 +35,9 @@ pub struct Row {
     pub cpu_s_server: Option<f64>,
     pub cpu_s_client: f64,
     pub elections: u64,
+    /// What only this workload has.
+    #[serde(flatten)]
+    pub more: BTreeMap<&'static str, f64>,
 }
 
 impl Row {
@@ -85,6 +89,7 @@ pub fn print_table(rows: &[Row]) -> Result<(), Failure> {
             "cpu s server",
             "cpu s client",
             "elections",
+            "",
         ],
         rows.iter().map(|row| {
             [
@@ -105,9 +110,15 @@ pub fn print_table(rows: &[Row]) -> Result<(), Failure> {
                 row.cpu_s_server.map_or_else(dash, |secs| format!("{secs:.2}")),
                 format!("{:.2}", row.cpu_s_client),
                 row.elections.to_string(),
+                more(&row.more),
             ]
         }),
     )
+}
+
+fn more(figures: &BTreeMap<&'static str, f64>) -> String {
+    let each = figures.iter().map(|(what, figure)| format!("{what} {figure:.0}"));
+    each.collect::<Vec<_>>().join(", ")
 }
 
 fn dash() -> String {
@@ -171,6 +182,7 @@ mod tests {
             cpu_s_server: None,
             cpu_s_client: 0.0,
             elections: 0,
+            more: BTreeMap::new(),
         };
         let mut times = histogram();
         (1..=1_000).for_each(|us| times.saturating_record(us));

@@ -1,6 +1,7 @@
 //! How work is asked for: closed, so many at once and each after the one before; or open, at a rate, whatever the answers.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,6 +23,20 @@ pub struct Measured {
     pub times: Histogram<u64>,
     pub ops: u64,
     pub took: Duration,
+    /// What only this workload has.
+    pub more: BTreeMap<&'static str, f64>,
+}
+
+impl Measured {
+    pub fn new(times: Histogram<u64>, ops: u64, took: Duration) -> Measured {
+        Measured { times, ops, took, more: BTreeMap::new() }
+    }
+
+    /// With one more figure.
+    pub fn with(mut self, what: &'static str, figure: f64) -> Measured {
+        self.more.insert(what, figure);
+        self
+    }
 }
 
 /// `clients` at a time for so long: `op` is given the number of its client, and the turn.
@@ -59,7 +74,8 @@ where
         Ok::<_, Failure>(times.borrow().clone())
     });
     let times = ended.await?;
-    Ok(Measured { ops: times.len(), times, took: clock.monotonic() - began })
+    let ops = times.len();
+    Ok(Measured::new(times, ops, clock.monotonic() - began))
 }
 
 /// So many a second for so long. Times count from when each was to begin.
@@ -109,5 +125,6 @@ where
         Ok(times)
     });
     let times = ended.await?;
-    Ok(Measured { ops: times.len(), times, took: clock.monotonic() - began })
+    let ops = times.len();
+    Ok(Measured::new(times, ops, clock.monotonic() - began))
 }

@@ -9,6 +9,7 @@ use tokio::process::{Child, Command};
 
 use crate::cli::calls;
 use crate::cli::failure::Failure;
+use crate::cli::run::die_with;
 use crate::cli::scratch::{Folder, free_ports};
 
 /// For an election among nodes that have just started, on a busy machine.
@@ -85,6 +86,10 @@ impl Local {
                 command.env_remove(name);
             }
         }
+        // However the bench ends, its nodes do not outlive it.
+        let parent = std::process::id();
+        // SAFETY: `die_with` makes system calls that are safe after a fork, and allocates nothing.
+        unsafe { command.pre_exec(move || die_with(parent)) };
         node.child = Some(command.kill_on_drop(true).spawn().map_err(failed)?);
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! floor     what the disk can do, which no replicated write beats
 //! local     a cluster of the bench's own: processes of this program, fresh data
 //! load      closed and open loops
+//! crowd     sessions by the thousand, spoken by hand
+//! masses    what many of them cost: renewed, left to end, holding, waiting, restarted
 //! pairs     acquire and release: each client a lock of its own, or all the same one
 //! failover  the leader is killed, or asked to go, under load
 //! cost      processor time, log bytes, batches, elections: read before and after
@@ -11,11 +13,13 @@
 //! ```
 
 mod cost;
+mod crowd;
 mod failover;
 mod figures;
 mod floor;
 mod load;
 mod local;
+mod masses;
 mod pairs;
 
 use std::io::IsTerminal;
@@ -38,6 +42,9 @@ use super::target::Target;
 /// How long the disk is measured before each run: thousands of flushes on a fast disk, tens on a slow one.
 const FLOOR_TIME: Duration = Duration::from_millis(500);
 
+/// Tasks of one process that is to measure, not to be measured.
+const AT_ONCE_MAX: u32 = 100_000;
+
 /// Between two looks at the progress bar.
 const PROGRESS: Duration = Duration::from_millis(200);
 
@@ -47,13 +54,17 @@ const PROGRESS: Duration = Duration::from_millis(200);
 /// of its own. `hot` has all clients want one lock; its times are from a release to the next holder. `shared` has all
 /// hold one lock together. `failover` kills the leader under load, `transfer` has it hand over; their times are the
 /// longest without a grant. `steady` is `pairs` for minutes, in which elections are counted.
+///
+/// With `--clients` for how many: `renew` keeps sessions alive, 10 s each, a thousand on a stream. `expire` has them hold
+/// a lock each and end at once; its times are those of 64 others. `sessions`, `held` and `waiters` say what each costs in
+/// memory, and how 64 others fare. `restart` kills all nodes while locks are held; its time is until the next grant.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to measure.
     #[arg(value_enum)]
     workload: Workload,
     /// How many at once, one run for each. Default: 1,64,256; 64 where a leader changes.
-    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N,N", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     clients: Vec<u32>,
     /// How long each run is measured.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = clap::value_parser!(u64).range(1..=86_400))]
@@ -89,6 +100,12 @@ enum Workload {
     Failover,
     Transfer,
     Steady,
+    Renew,
+    Expire,
+    Sessions,
+    Held,
+    Waiters,
+    Restart,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -107,6 +124,12 @@ impl Workload {
             Workload::Failover => "failover",
             Workload::Transfer => "transfer",
             Workload::Steady => "steady",
+            Workload::Renew => "renew",
+            Workload::Expire => "expire",
+            Workload::Sessions => "sessions",
+            Workload::Held => "held",
+            Workload::Waiters => "waiters",
+            Workload::Restart => "restart",
         }
     }
 
@@ -116,6 +139,9 @@ impl Workload {
             Workload::Pairs | Workload::Hot | Workload::Shared => &[1, 64, 256],
             Workload::Failover | Workload::Transfer => &[64],
             Workload::Steady => &[256],
+            Workload::Renew | Workload::Expire | Workload::Sessions => &[10_000],
+            Workload::Waiters => &[10_000],
+            Workload::Held | Workload::Restart => &[100_000],
         }
     }
 }
@@ -154,6 +180,14 @@ fn check(args: &Args) -> Result<(), Failure> {
     if args.workload == Workload::Failover && args.local < 3 {
         return usage("failover kills nodes: with --local 3 or more, nodes of its own");
     }
+    if args.workload == Workload::Restart && args.local == 0 {
+        return usage("restart kills nodes: with --local, nodes of its own");
+    }
+    let is_crowded =
+        matches!(args.workload, Workload::Pairs | Workload::Hot | Workload::Shared | Workload::Steady);
+    if (is_crowded || changes_leader) && args.clients.iter().any(|&clients| clients > AT_ONCE_MAX) {
+        return usage("--clients: at most 100000 at once");
+    }
     if changes_leader && args.local == 1 {
         return usage("transfer needs another node to lead: --local 3 or more");
     }
@@ -164,9 +198,11 @@ fn check(args: &Args) -> Result<(), Failure> {
 }
 
 async fn measure(args: &Args, target: Result<Target, Failure>) -> Result<Vec<Row>, Failure> {
-    let counts = match args.clients.is_empty() {
-        true => args.workload.clients_by_default(),
-        false => &args.clients,
+    let counts = match (args.clients.is_empty(), args.rate) {
+        // At a rate, how many are at work follows from it.
+        (true, Some(_)) => &[1],
+        (true, None) => args.workload.clients_by_default(),
+        (false, _) => &args.clients[..],
     };
     if args.workload == Workload::Floor {
         return floor_rows(args, counts);
@@ -195,7 +231,8 @@ fn floor_rows(args: &Args, counts: &[u32]) -> Result<Vec<Row>, Failure> {
         let _bar = Progress::begin(&format!("floor, {writers} at once"), time);
         let times = flushes(folder.path(), writers as usize, time)?;
         let cost = cost::Cost::nothing();
-        let measured = Measured { ops: times.len(), times, took: time };
+        let ops = times.len();
+        let measured = Measured::new(times, ops, time);
         Ok(row(args, writers as usize, 0, &measured, cost, [None, None]))
     });
     measured.collect()
@@ -241,6 +278,15 @@ impl Bench {
                 let _bar = Progress::endless(&title);
                 failover::run(self, args, clients).await?
             }
+            Workload::Renew
+            | Workload::Expire
+            | Workload::Sessions
+            | Workload::Held
+            | Workload::Waiters
+            | Workload::Restart => {
+                let _bar = Progress::endless(&title);
+                masses::run(self, args, clients, time).await?
+            }
             _ => {
                 let _bar = Progress::begin(&title, time);
                 pairs::run(self, args, clients, time).await?
@@ -248,6 +294,12 @@ impl Bench {
         };
         let cost = self.read().await.since(&before);
         Ok(row(args, clients, self.addresses.len(), &measured, cost, flush))
+    }
+
+    /// Of the node that has most in memory, where it is known.
+    fn rss(&self) -> Option<u64> {
+        let pids = self.local.as_ref()?.pids();
+        pids.into_iter().filter_map(cost::resident_bytes).max()
     }
 
     async fn read(&self) -> Reading {
@@ -284,6 +336,7 @@ fn row(
         cpu_s_server: cost.cpu_s_server,
         cpu_s_client: cost.cpu_s_client,
         elections: cost.elections,
+        more: measured.more.clone(),
     };
     row.timed(&measured.times)
 }

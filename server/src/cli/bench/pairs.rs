@@ -25,8 +25,8 @@ pub async fn run(bench: &Bench, args: &Args, clients: usize, time: Duration) -> 
     match (args.workload, args.api) {
         (Workload::Hot, _) => hot(bench, clients, time).await,
         (Workload::Shared, _) => shared(bench, clients, time).await,
-        (_, Api::Session) => session(bench, args, clients, time).await,
-        (_, Api::Unary) => unary(bench, args, clients, time).await,
+        (_, Api::Session) => session(bench, args.rate, clients, time).await,
+        (_, Api::Unary) => unary(bench, args.rate, clients, time).await,
     }
 }
 
@@ -40,7 +40,17 @@ pub fn failed(error: raftlock::Error) -> Failure {
     Failure::Other(chain(&error))
 }
 
-async fn session(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Result<Measured, Failure> {
+/// Each client a lock of its own, beside something else.
+pub async fn beside(bench: &Bench, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    session(bench, None, clients, time).await
+}
+
+async fn session(
+    bench: &Bench,
+    rate: Option<u32>,
+    clients: usize,
+    time: Duration,
+) -> Result<Measured, Failure> {
     let client = connect(bench).await?;
     let worker = client.clone();
     let pair = move |number: usize| {
@@ -50,12 +60,17 @@ async fn session(bench: &Bench, args: &Args, clients: usize, time: Duration) -> 
             guard.release().await.map_err(failed)
         }
     };
-    let measured = looped(bench, args, clients, time, pair).await;
+    let measured = looped(bench, rate, clients, time, pair).await;
     client.close().await;
     measured
 }
 
-async fn unary(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Result<Measured, Failure> {
+async fn unary(
+    bench: &Bench,
+    rate: Option<u32>,
+    clients: usize,
+    time: Duration,
+) -> Result<Measured, Failure> {
     let mut channels = Vec::new();
     for address in &bench.addresses {
         let failed =
@@ -67,7 +82,7 @@ async fn unary(bench: &Bench, args: &Args, clients: usize, time: Duration) -> Re
         let mut client = channels[number % channels.len()].clone();
         async move { unary_pair(&mut client, number % LOCKS).await }
     };
-    looped(bench, args, clients, time, pair).await
+    looped(bench, rate, clients, time, pair).await
 }
 
 async fn unary_pair(client: &mut RaftLockClient<Channel>, number: usize) -> Result<(), Failure> {
@@ -91,7 +106,7 @@ async fn unary_pair(client: &mut RaftLockClient<Channel>, number: usize) -> Resu
 
 async fn looped<F, Fut>(
     bench: &Bench,
-    args: &Args,
+    rate: Option<u32>,
     clients: usize,
     time: Duration,
     pair: F,
@@ -100,7 +115,7 @@ where
     F: Fn(usize) -> Fut + 'static,
     Fut: Future<Output = Result<(), Failure>> + 'static,
 {
-    match args.rate {
+    match rate {
         Some(rate) => load::open(&bench.clock, f64::from(rate), time, pair).await,
         None => load::closed(&bench.clock, clients, time, pair).await,
     }

@@ -140,7 +140,7 @@ fn adopt_orphans() {}
 /// The kernel kills the caller when the thread that forked it ends, which is the main thread. The group's other
 /// processes have the watchdog; this closes the moment before the watchdog knows the group.
 #[cfg(target_os = "linux")]
-fn die_with(parent: u32) -> io::Result<()> {
+pub fn die_with(parent: u32) -> io::Result<()> {
     // SAFETY: these calls take and return numbers, and are safe to make after a fork.
     unsafe {
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
@@ -156,6 +156,6 @@ fn die_with(parent: u32) -> io::Result<()> {
 
 /// Elsewhere there is only the watchdog.
 #[cfg(not(target_os = "linux"))]
-fn die_with(_: u32) -> io::Result<()> {
+pub fn die_with(_: u32) -> io::Result<()> {
     Ok(())
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use raftlock::{Client, DEFAULT_TTL, LockGuard};
 
+pub use self::group::die_with;
 use self::group::{Change, Group};
 use self::plan::{Next, Plan};
 use self::signals::{Asked, Signals};

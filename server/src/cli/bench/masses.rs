@@ -1,0 +1,182 @@
+//! What much of something costs: sessions, held locks, waiters. Renewed for a while, left to end, or looked at in memory.
+
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+
+use super::crowd::{Crowd, STREAM_SESSIONS};
+use super::figures::{histogram, micros};
+use super::load::Measured;
+use super::{Args, Bench, Workload, pairs};
+use crate::cli::calls;
+use crate::cli::failure::Failure;
+
+/// The lease of what is renewed or left to end.
+const TTL: Duration = Duration::from_secs(10);
+
+/// Longer than any run: what is held stays held without renewals.
+const LONG_TTL: Duration = Duration::from_secs(3_600);
+
+/// Other work beside the masses.
+const BESIDE: usize = 64;
+
+/// How long after it is due everything may take to be freed.
+const FREED_LIMIT: Duration = Duration::from_secs(120);
+
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How many locks a session holds at most here: with more the renewal and the end of one would be what is measured.
+const SESSION_LOCKS: usize = 1_000;
+
+/// `count` of them.
+pub async fn run(bench: &mut Bench, args: &Args, count: usize, time: Duration) -> Result<Measured, Failure> {
+    match args.workload {
+        Workload::Renew => renew(bench, count, time).await,
+        Workload::Expire => expire(bench, count).await,
+        Workload::Sessions => sessions(bench, count, time).await,
+        Workload::Held => held(bench, count, time).await,
+        Workload::Waiters => waiters(bench, count, time).await,
+        Workload::Restart => restart(bench, count).await,
+        other => unreachable!("{other:?} has a file of its own"),
+    }
+}
+
+/// All are renewed every third of their lease; the times are from a renewal of a stream's sessions to the last answer.
+async fn renew(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let mut crowd = Crowd::open(bench, count, TTL).await?;
+    let (clock, began) = (bench.clock.clone(), bench.clock.monotonic());
+    let renewing = crowd.streams.iter_mut().enumerate().map(|(at, stream)| {
+        let clock = clock.clone();
+        async move {
+            let mut times = Vec::new();
+            // Not all at the same moment.
+            let mut due = began + TTL / 3 * at as u32 / (count.div_ceil(STREAM_SESSIONS) as u32);
+            while due < began + time {
+                tokio::time::sleep(due.saturating_sub(clock.monotonic())).await;
+                stream.renew().await?;
+                times.push(clock.monotonic() - due);
+                due += TTL / 3;
+            }
+            Ok::<_, Failure>((times, stream.sessions.len() as u64))
+        }
+    });
+    let (mut times, mut ops) = (histogram(), 0);
+    for (of_stream, sessions) in try_join_all(renewing).await? {
+        ops += sessions * of_stream.len() as u64;
+        of_stream.into_iter().for_each(|time| times.saturating_record(micros(time)));
+    }
+    Ok(Measured::new(times, ops, bench.clock.monotonic() - began))
+}
+
+/// All hold a lock and end at once, while others work. The times are those of the others, from when it is due.
+async fn expire(bench: &Bench, count: usize) -> Result<Measured, Failure> {
+    let mut crowd = Crowd::open(bench, count, TTL).await?;
+    let holding = crowd.streams.iter_mut().enumerate().map(|(at, stream)| {
+        let names = (0..stream.sessions.len()).map(|number| format!("bench-{at}-{number}"));
+        stream.acquire(names.collect(), false)
+    });
+    try_join_all(holding).await?;
+    // From here on they all have the same time left, but for how long this takes.
+    try_join_all(crowd.streams.iter_mut().map(super::crowd::Stream::renew)).await?;
+    let due = bench.clock.monotonic() + TTL;
+    let working = pairs::beside(bench, BESIDE, TTL + Duration::from_secs(5));
+    let freed = async {
+        tokio::time::sleep(due.saturating_sub(bench.clock.monotonic())).await;
+        loop {
+            let status = calls::status(&bench.addresses[0]).await;
+            let late = bench.clock.monotonic() - due;
+            if status.is_ok_and(|status| (status.sessions as usize) < count / 100 + 10) {
+                return Ok(late);
+            }
+            if late > FREED_LIMIT {
+                return Err(Failure::Other(format!("not freed within {FREED_LIMIT:?}")));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let (measured, freed) = tokio::try_join!(working, freed)?;
+    Ok(Measured { ops: count as u64, ..measured }.with("freed_after_ms", freed.as_secs_f64() * 1e3))
+}
+
+async fn sessions(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let before = bench.rss();
+    let _crowd = Crowd::open(bench, count, LONG_TTL).await?;
+    weighed(bench, before, count, "rss_bytes_per_session", time).await
+}
+
+async fn held(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let before = bench.rss();
+    let _crowd = hold(bench, count).await?;
+    weighed(bench, before, count, "rss_bytes_per_lock", time).await
+}
+
+async fn waiters(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let mut holder = Crowd::open(bench, 1, LONG_TTL).await?;
+    let stream = &mut holder.streams[0];
+    stream.acquire(vec!["bench-waited-for".to_owned()], false).await?;
+    let mut crowd = Crowd::open(bench, count.div_ceil(SESSION_LOCKS), LONG_TTL).await?;
+    let before = bench.rss();
+    let streams = crowd.streams.len();
+    for (at, stream) in crowd.streams.iter_mut().enumerate() {
+        let share = count / streams + usize::from(at < count % streams);
+        stream.acquire(vec!["bench-waited-for".to_owned(); share], true).await?;
+    }
+    weighed(bench, before, count, "rss_bytes_per_waiter", time).await
+}
+
+/// Everything is held when all nodes are killed. What counts is how long until the cluster grants a lock again.
+async fn restart(bench: &mut Bench, count: usize) -> Result<Measured, Failure> {
+    let began = bench.clock.monotonic();
+    let crowd = hold(bench, count).await?;
+    drop(crowd);
+    let nodes = bench.addresses.len();
+    let local = bench.local.as_mut().expect("it was checked");
+    for at in 0..nodes {
+        local.kill(at).await?;
+    }
+    let started = bench.clock.monotonic();
+    for at in 0..nodes {
+        local.begin(at)?;
+    }
+    local.ready().await?;
+    let client = pairs::connect(bench).await?;
+    client.lock("bench-after").await.map_err(pairs::failed)?.release().await.map_err(pairs::failed)?;
+    let serving = bench.clock.monotonic() - started;
+    client.close().await;
+    let status = calls::status(&bench.addresses[0]).await.map_err(Failure::Other)?;
+    if (status.locks as usize) < count {
+        return Err(Failure::Other(format!("{} of {count} locks are there after the restart", status.locks)));
+    }
+    let mut times = histogram();
+    times.saturating_record(micros(serving));
+    Ok(Measured::new(times, count as u64, bench.clock.monotonic() - began))
+}
+
+/// So many locks, a thousand in a session.
+async fn hold(bench: &Bench, count: usize) -> Result<Crowd, Failure> {
+    let mut crowd = Crowd::open(bench, count.div_ceil(SESSION_LOCKS), LONG_TTL).await?;
+    let streams = crowd.streams.len();
+    for (at, stream) in crowd.streams.iter_mut().enumerate() {
+        let share = count / streams + usize::from(at < count % streams);
+        // Sixteen bytes.
+        let names = (0..share).map(|number| format!("held{at:04}{number:08}"));
+        stream.acquire(names.collect(), false).await?;
+    }
+    Ok(crowd)
+}
+
+/// What the leader grew by for each, and how others fare meanwhile.
+async fn weighed(
+    bench: &Bench,
+    before: Option<u64>,
+    count: usize,
+    what: &'static str,
+    time: Duration,
+) -> Result<Measured, Failure> {
+    let grown = bench.rss().zip(before).map(|(now, before)| now.saturating_sub(before));
+    let measured = pairs::beside(bench, BESIDE, time).await?;
+    Ok(match grown {
+        Some(grown) => measured.with(what, grown as f64 / count as f64),
+        None => measured,
+    })
+}
