@@ -18,6 +18,7 @@ use crate::info::{LockInfo, LockPage, LockSummary};
 use crate::keeper::{self, Command, Keeper, Reply, RequestId};
 use crate::limits;
 use crate::lock::LockBuilder;
+use crate::process::Process;
 use crate::seams::{self, Random};
 use crate::transport::{Answer, Question};
 
@@ -82,7 +83,7 @@ impl Client {
             default_ttl: config.default_ttl,
             last_request: AtomicU64::new(0),
             warned_of_ttl: AtomicBool::new(false),
-            process: std::process::id(),
+            process: Process::current(),
         };
         Ok(Client { handle: Handle { commands, shared: Arc::new(shared) } })
     }
@@ -236,7 +237,7 @@ struct Shared {
     default_ttl: Duration,
     last_request: AtomicU64,
     warned_of_ttl: AtomicBool,
-    process: u32,
+    process: Process,
 }
 
 impl Handle {
@@ -270,7 +271,7 @@ impl Handle {
 
     /// A forked child has no keeper thread, and must not use its parent's sessions.
     pub(crate) fn check_process(&self) -> Result<(), Error> {
-        if std::process::id() == self.shared.process { Ok(()) } else { Err(Error::Forked) }
+        if Process::current() == self.shared.process { Ok(()) } else { Err(Error::Forked) }
     }
 
     pub(crate) fn warn_of_short_ttl(&self, ttl: Duration) {

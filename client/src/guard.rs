@@ -119,11 +119,13 @@ pub struct LockGuard {
     cell: Arc<GuardCell>,
     request: RequestId,
     handle: Handle,
+    /// The keeper has been told to release it.
+    is_given_back: bool,
 }
 
 impl LockGuard {
     pub(crate) fn new(cell: Arc<GuardCell>, request: RequestId, handle: Handle) -> LockGuard {
-        LockGuard { cell, request, handle }
+        LockGuard { cell, request, handle, is_given_back: false }
     }
 
     /// The lock's name; of several, the first.
@@ -241,13 +243,15 @@ impl LockGuard {
     /// # Cancel safety
     ///
     /// The release is on its way as soon as this is called; dropping the future only stops waiting for the answer.
-    pub fn release(self) -> impl Future<Output = Result<(), Error>> + Send {
+    pub fn release(mut self) -> impl Future<Output = Result<(), Error>> + Send {
         let span = tracing::info_span!("lock.release", name = self.name(), token = self.token().get());
-        let asked = self.check_held().map(|()| {
+        let asked = self.check_held().and_then(|()| {
             self.cell.end(LostReason::Released);
             self.handle.post(|reply| Command::Release { request: self.request, reply: Some(reply) })
         });
-        async move { asked??.await.unwrap_or(Err(Error::Closed)) }.instrument(span)
+        self.is_given_back = asked.is_ok();
+        drop(self);
+        async move { asked?.await.unwrap_or(Err(Error::Closed)) }.instrument(span)
     }
 
     fn check_held(&self) -> Result<(), Error> {
@@ -262,10 +266,9 @@ impl LockGuard {
 impl Drop for LockGuard {
     fn drop(&mut self) {
         // A forked child has only copies, and its parent's keeper may have held a lock in them for good.
-        if self.handle.check_process().is_err() {
+        if self.is_given_back || self.handle.check_process().is_err() {
             return;
         }
-        // After `release` this is the second message about the same request, and the keeper ignores it.
         self.cell.end(LostReason::Released);
         self.handle.send(Command::Release { request: self.request, reply: None });
     }

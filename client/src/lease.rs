@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::planted;
+use crate::process::Process;
 use crate::seams::Clock;
 
 /// A reading of the lease clock.
@@ -175,7 +176,7 @@ pub(crate) struct LeaseCell {
     at_risk: AtomicBool,
     clock: Clock,
     /// A forked child has a copy of this cell but no keeper, and must not believe that it holds anything.
-    process: u32,
+    process: Process,
 }
 
 impl LeaseCell {
@@ -184,13 +185,13 @@ impl LeaseCell {
             deadline: AtomicU64::new(deadline.nanos()),
             at_risk: AtomicBool::new(false),
             clock,
-            process: std::process::id(),
+            process: Process::current(),
         }
     }
 
     /// What is left; `None` once over.
     pub(crate) fn remaining(&self) -> Option<Duration> {
-        if std::process::id() != self.process {
+        if Process::current() != self.process {
             return None;
         }
         loop {

@@ -52,6 +52,7 @@ mod limits;
 mod lock;
 mod outbox;
 mod planted;
+mod process;
 mod retry;
 #[doc(hidden)]
 pub mod seams;

@@ -159,7 +159,7 @@ impl LockBuilder {
                     let span = tracing::Span::current();
                     span.record("token", cell.token().get())
                         .record("attempt", attempts)
-                        .record("endpoint", endpoint);
+                        .record("endpoint", &*endpoint);
                     let guard = LockGuard::new(cell.clone(), request, farewell.handle.clone());
                     // The caller may come for it late, from a blocked runtime or a suspended machine. Dropping the guard
                     // gives back whatever there is.

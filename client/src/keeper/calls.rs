@@ -65,11 +65,10 @@ impl Call {
 }
 
 impl Keeper {
-    pub(super) fn on_command(&mut self, command: Command) {
+    pub(super) fn on_command(&mut self, now: Now, command: Command) {
         if self.closing.is_some() {
             return self.refuse(command);
         }
-        let now = self.now();
         match command {
             Command::Connect { request, reply } => self.connect(now, request, reply),
             Command::Acquire { request, wish, reply } => self.acquire(now, request, wish, reply),

@@ -78,7 +78,7 @@ pub(crate) enum Acquired {
     Granted {
         cell: Arc<GuardCell>,
         attempts: u32,
-        endpoint: String,
+        endpoint: Arc<str>,
     },
     /// Only to [`Patience::Try`].
     Busy(Contention),

@@ -4,25 +4,27 @@ use super::{Happening, Keeper, Slot};
 use crate::error::Failure;
 use crate::guard::LostReason;
 use crate::session::{Now, Over};
+use crate::tickets::Effect;
 use crate::wire::{Attachment, EndReason, Event, Key, OpError, SessionId};
 
 impl Keeper {
-    pub(super) fn on_happening(&mut self, happening: Happening) {
-        let now = self.now();
-        let need = self.need(now);
+    pub(super) fn on_happening(&mut self, now: Now, happening: Happening) {
         match happening {
             Happening::Connected { attempt, result } => {
+                let need = self.need(now);
                 if let Some(id) = self.links.connected(attempt, result, now.at, need, &mut self.random) {
                     self.attach_all(id);
                     self.connected();
                 }
             }
             Happening::Received { link, result: Ok(events) } => {
+                let mut effects = Vec::new();
                 for event in events {
-                    self.on_event(link, event);
+                    self.on_event(now, link, event, &mut effects);
                 }
             }
             Happening::Received { link, result: Err(failure) } => {
+                let need = self.need(now);
                 if self.links.ended(link, failure, now.at, need, &mut self.random) {
                     self.detach();
                 }
@@ -35,13 +37,12 @@ impl Keeper {
 
     /// Renewals and ends are facts, whatever stream tells them. The rest counts from the stream in use only: what an
     /// older one says about its own way is no news, and what it says about requests, the resume has settled.
-    fn on_event(&mut self, link: Attachment, event: Event) {
-        let now = self.now();
+    /// `effects` is empty before and after: one buffer serves a whole message.
+    fn on_event(&mut self, now: Now, link: Attachment, event: Event, effects: &mut Vec<Effect>) {
         match event {
             Event::Renewed { sessions, number } => {
                 for slot in self.slots(&sessions) {
-                    let mut effects = Vec::new();
-                    let renewed = self.session(slot, |session| session.renewed(now, number, &mut effects));
+                    let renewed = self.session(slot, |session| session.renewed(now, number, effects));
                     self.tell(slot, effects);
                     self.unless_over(slot, renewed);
                 }
@@ -66,8 +67,7 @@ impl Keeper {
                     self.by_key.remove(&key);
                     self.links.served(now.at);
                 }
-                let mut effects = Vec::new();
-                let resumed = self.session(slot, |session| session.resumed(now, part, more, &mut effects));
+                let resumed = self.session(slot, |session| session.resumed(now, part, more, effects));
                 self.tell(slot, effects);
                 self.unless_over(slot, resumed);
             }
@@ -75,8 +75,7 @@ impl Keeper {
                 let Some(&slot) = self.by_id.get(&session) else {
                     return;
                 };
-                let mut effects = Vec::new();
-                self.session(slot, |session| session.outcome(now, ticket, outcome, &mut effects));
+                self.session(slot, |session| session.outcome(now, ticket, outcome, effects));
                 self.tell(slot, effects);
             }
             Event::Superseded { key } => {

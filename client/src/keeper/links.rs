@@ -3,6 +3,7 @@
 //! It decides when to connect and to whom; what goes over the streams is the keeper's. Each task here is owned by
 //! the field that holds its handle, and ends with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use raftlock_proto::v1;
@@ -54,6 +55,8 @@ pub(super) struct Link {
     pub id: Attachment,
     pub conn: Conn,
     target: Target,
+    /// Its address, as every grant names it.
+    endpoint: Arc<str>,
     outbound: mpsc::Sender<v1::SessionRequest>,
     since: Instant,
     draining: bool,
@@ -136,13 +139,13 @@ impl Links {
         self.endpoints.cluster()
     }
 
-    pub(super) fn endpoint_in_use(&self) -> Option<&str> {
-        self.current.as_ref().map(|link| link.target.address.as_str())
+    pub(super) fn endpoint_in_use(&self) -> Option<&Arc<str>> {
+        self.current.as_ref().map(|link| &link.endpoint)
     }
 
     /// Why there is no answer, endpoint by endpoint.
     pub(super) fn report(&self) -> Vec<EndpointFailure> {
-        self.endpoints.report(self.endpoint_in_use())
+        self.endpoints.report(self.endpoint_in_use().map(|endpoint| &**endpoint))
     }
 
     fn next_id(&mut self) -> u64 {
@@ -210,7 +213,7 @@ impl Links {
     }
 
     fn start_standby(&mut self) {
-        let in_use = self.endpoint_in_use().unwrap_or_default().to_owned();
+        let in_use = self.endpoint_in_use().cloned().unwrap_or_default();
         if let Some(target) = self.endpoints.choose_standby(&in_use) {
             let (dial, happenings) = (self.dial.clone(), self.happenings.clone());
             self.standby.dial(dial, target, self.connect_timeout, happenings);
@@ -265,7 +268,7 @@ impl Links {
         need: Need,
         random: &mut Random,
     ) {
-        let avoid = self.endpoint_in_use().map(str::to_owned);
+        let avoid = self.endpoint_in_use().cloned();
         let round_is_over = self.endpoints.failed(failed, failure, avoid.as_deref());
         self.next_try = round_is_over.then(|| now + self.pause(failure.retry_after, need, random));
     }
@@ -293,7 +296,9 @@ impl Links {
         });
         let _reader = Task(reader);
         let outbound = stream.outbound;
-        let link = Link { id, conn, target, outbound, since: now, draining: false, served: false, _reader };
+        let endpoint = target.address.as_str().into();
+        let (draining, served) = (false, false);
+        let link = Link { id, conn, target, endpoint, outbound, since: now, draining, served, _reader };
         self.outbox.clear();
         if let Some(old) = self.current.replace(link) {
             self.retired = Some(old);

@@ -98,7 +98,7 @@ impl Keeper {
                 self.set_what(request, What::Releasing { reply });
                 self.give_back(slot, request);
             }
-            // The second message of a guard that was released.
+            // It was lost before its release came.
             Some(_) => {}
             None => drop(reply.map(|reply| reply.send(Err(LostReason::Expired.into())))),
         }
@@ -135,8 +135,9 @@ impl Keeper {
 
     // ------------------------------------------------------------------------------------------- effects
 
-    pub(super) fn tell(&mut self, slot: Slot, effects: Vec<Effect>) {
-        for effect in effects {
+    /// Tells the callers, and leaves `effects` empty.
+    pub(super) fn tell(&mut self, slot: Slot, effects: &mut Vec<Effect>) {
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Granted { request, token, attempts } => self.granted(slot, request, token, attempts),
                 Effect::Queued { request, place } => {
@@ -172,7 +173,7 @@ impl Keeper {
             return;
         }
         self.clear_alarms(request);
-        let endpoint = self.links.endpoint_in_use().unwrap_or_default().to_owned();
+        let endpoint = self.links.endpoint_in_use().cloned().unwrap_or_default();
         let Some(call) = self.calls.get_mut(&request) else {
             return;
         };

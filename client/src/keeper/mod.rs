@@ -148,9 +148,9 @@ impl Keeper {
             let wake = self.wakes_at();
             tokio::select! {
                 biased;
-                Some(happening) = self.happenings.recv() => self.on_happening(happening),
+                Some(happening) = self.happenings.recv() => self.on_happening(self.now(), happening),
                 command = self.commands.recv(), if !self.is_orphan => match command {
-                    Some(command) => self.on_command(command),
+                    Some(command) => self.on_command(self.now(), command),
                     None => {
                         self.is_orphan = true;
                         self.close(None);
@@ -160,11 +160,12 @@ impl Keeper {
                 // Last, because `tick` looks at what is due after every event anyway.
                 () = sleep_until(wake) => {}
             }
+            let now = self.now();
             for _ in 0..BURST {
                 let Ok(command) = self.commands.try_recv() else {
                     break;
                 };
-                self.on_command(command);
+                self.on_command(now, command);
             }
             self.tick();
             if self.is_closed() {
