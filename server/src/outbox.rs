@@ -178,7 +178,7 @@ impl Outbox {
     /// The next message or the end, if there is one now.
     pub fn try_next(&self) -> Option<Result<SessionResponse, Ending>> {
         let mut state = self.lock();
-        let mut events = Vec::new();
+        let mut events = Vec::with_capacity(state.waiting.len().min(EVENTS_RESERVED_MAX));
         let mut bytes = 0;
         while let Some(len) = state.front_len() {
             // An event and the two or three bytes of its frame.
@@ -238,6 +238,9 @@ impl State {
             .retain(|waiting| !matches!(waiting, Waiting::Resumed(resumed) if which(resumed.session())));
     }
 }
+
+/// Room that is made for the events of a message before it is known how many fit: as many as a large batch answers.
+const EVENTS_RESERVED_MAX: usize = 4_096;
 
 /// Tag and length of an event inside its message.
 const FRAME_BYTES: usize = 4;

@@ -25,7 +25,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use lock_table::{BATCH_BYTES_MAX, Batch, Command, Renewal, RenewalNumber, SessionId, Settings, Token, Ttl};
+use lock_table::{
+    BATCH_BYTES_MAX, Batch, Command, Renewal, RenewalNumber, SEAL_BYTES_MAX, SessionId, Settings, Token, Ttl,
+};
 use raftlock_proto::v1;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
@@ -39,7 +41,7 @@ use crate::streams::{CallAnswer, Origin, Streams};
 /// Commands that may wait to be proposed: some seconds of full load. Beyond it a caller is better told to wait.
 pub const QUEUE_COMMANDS_MAX: usize = 65_536;
 
-/// Bytes of commands that may wait.
+/// Bytes of commands that may wait, and the one that goes beyond it.
 pub const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Batches on their way at once: one on the disks, one on the way there. Deeper pipelines make smaller batches.
@@ -51,9 +53,6 @@ const RENEWAL_LINGER: Duration = Duration::from_millis(40);
 
 /// How often the node renews the unary waiters that somebody here still waits for: a third of their lease of 10 s.
 const PARKED_RENEWAL: Duration = Duration::from_secs(3);
-
-/// Bytes of a batch that are not commands or renewals: format, checksum, stamp, `dt`.
-const BATCH_OVERHEAD_BYTES: usize = 64;
 
 /// Why a command was not taken. It was not proposed and never will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +96,16 @@ struct Queue {
     open: bool,
     paused: bool,
     commands: VecDeque<Queued>,
-    bytes: usize,
+    /// The commands as a batch has them, in the same order, behind so many bytes that are taken already.
+    encoded: Vec<u8>,
+    taken_bytes: usize,
     /// At most one a session: the newest covers the older ones.
     renewals: BTreeMap<SessionId, (RenewalNumber, Option<Ttl>)>,
 }
 
 #[derive(Debug)]
 struct Queued {
-    command: Command,
+    /// Bytes of its encoded command.
     len: usize,
     origin: Origin,
     since: Instant,
@@ -135,7 +136,7 @@ impl Proposer {
     /// Queues a command. `origin` learns what becomes of it, unless it is not taken. A unary call that is given up
     /// before its command went into a batch is dropped, not proposed.
     pub fn submit(&self, command: Command, origin: Origin) -> Result<(), NotTaken> {
-        let (len, since) = (command.encoded_len(), Instant::now());
+        let since = Instant::now();
         let mut queue = self.0.lock();
         if !queue.open {
             return Err(NotTaken::NotLeader);
@@ -143,11 +144,15 @@ impl Proposer {
         if self.0.room.is_low() && takes_room(&command) {
             return Err(NotTaken::DiskLow);
         }
-        if queue.commands.len() >= QUEUE_COMMANDS_MAX || queue.bytes + len > QUEUE_BYTES_MAX {
+        if queue.commands.len() >= QUEUE_COMMANDS_MAX
+            || queue.encoded.len() - queue.taken_bytes >= QUEUE_BYTES_MAX
+        {
             return Err(NotTaken::Full);
         }
-        queue.bytes += len;
-        queue.commands.push_back(Queued { command, len, origin, since });
+        let before = queue.encoded.len();
+        command.encode_into(&mut queue.encoded);
+        let len = queue.encoded.len() - before;
+        queue.commands.push_back(Queued { len, origin, since });
         drop(queue);
         self.0.wake.notify_one();
         Ok(())
@@ -291,10 +296,9 @@ impl Shared {
     /// What goes into the next batch, in order; `None` while nothing may be proposed. `complete` says whether all
     /// renewals fit.
     fn take(&self) -> Option<Taken> {
-        let mut taken =
-            Taken { renewals: Vec::new(), complete: true, commands: Vec::new(), origins: Vec::new() };
-        let mut room = BATCH_BYTES_MAX - BATCH_OVERHEAD_BYTES;
-        let (now, mut waited) = (Instant::now(), Duration::ZERO);
+        const ROOM: usize = BATCH_BYTES_MAX - SEAL_BYTES_MAX;
+        let mut taken = Taken { complete: true, ..Taken::default() };
+        let now = Instant::now();
         let mut queue = self.lock();
         if queue.paused {
             return None;
@@ -302,37 +306,46 @@ impl Shared {
         self.on_their_way.send_modify(|count| *count += 1);
         while let Some(entry) = queue.renewals.first_entry() {
             let (number, ttl) = *entry.get();
-            let renewal = Renewal { session: *entry.key(), number, ttl };
-            let len = renewal.encoded_len();
-            if len > room {
+            let before = taken.content.len();
+            Renewal { session: *entry.key(), number, ttl }.encode_into(&mut taken.content);
+            if taken.content.len() > ROOM {
+                taken.content.truncate(before);
                 taken.complete = false;
-                self.counters.note(&taken, waited);
+                self.counters.note(&taken);
                 return Some(taken);
             }
-            room -= len;
             entry.remove();
-            taken.renewals.push(renewal);
+            taken.renewals += 1;
         }
+        let mut passed = queue.taken_bytes;
         while let Some(queued) = queue.commands.pop_front() {
-            if queued.len > room {
+            let end = passed + queued.len;
+            if taken.content.len() + queued.len > ROOM {
                 queue.commands.push_front(queued);
                 break;
             }
-            queue.bytes -= queued.len;
+            let command = passed..end;
+            passed = end;
             if matches!(&queued.origin, Origin::Call(caller) if caller.answer.is_closed()) {
                 continue; // its deadline passed, or its client left: not proposed
             }
-            room -= queued.len;
-            waited += now - queued.since;
-            taken.commands.push(queued.command);
+            taken.content.extend_from_slice(&queue.encoded[command]);
+            taken.waited += now - queued.since;
             taken.origins.push(queued.origin);
         }
+        queue.taken_bytes = passed;
+        // Not each time, or a long queue would be moved for every batch.
+        if passed >= queue.encoded.len() / 2 {
+            queue.encoded.drain(..passed);
+            queue.taken_bytes = 0;
+        }
         drop(queue);
-        self.counters.note(&taken, waited);
+        self.counters.note(&taken);
         Some(taken)
     }
 
-    /// Puts back, in front, what was refused before it was proposed. Of several batches the newest comes first.
+    /// Puts in front what was refused before it was proposed, or comes before all others. Of several batches the newest
+    /// comes first.
     fn put_back(&self, batch: Batch, origins: Vec<Origin>) {
         let mut queue = self.lock();
         for Renewal { session, number, ttl } in batch.renewals {
@@ -340,11 +353,16 @@ impl Shared {
             let newest = queue.renewals.entry(session).or_insert((number, ttl));
             newest.1 = newest.1.or(ttl);
         }
-        for (command, origin) in batch.commands.into_iter().zip(origins).rev() {
-            let len = command.encoded_len();
-            queue.bytes += len;
-            queue.commands.push_front(Queued { command, len, origin, since: Instant::now() });
+        let since = Instant::now();
+        let (mut encoded, mut queued) = (Vec::new(), Vec::new());
+        for (command, origin) in batch.commands.iter().zip(origins) {
+            let before = encoded.len();
+            command.encode_into(&mut encoded);
+            queued.push(Queued { len: encoded.len() - before, origin, since });
         }
+        let taken_bytes = std::mem::take(&mut queue.taken_bytes);
+        queue.encoded.splice(..taken_bytes, encoded);
+        queued.into_iter().rev().for_each(|queued| queue.commands.push_front(queued));
     }
 
     /// What waits to be proposed; `None` while nothing may be.
@@ -356,11 +374,11 @@ impl Shared {
 }
 
 impl Counters {
-    fn note(&self, taken: &Taken, waited: Duration) {
+    fn note(&self, taken: &Taken) {
         self.batches.fetch_add(1, Ordering::Relaxed);
-        self.commands.fetch_add(taken.commands.len() as u64, Ordering::Relaxed);
-        self.queued_us.fetch_add(waited.as_micros() as u64, Ordering::Relaxed);
-        self.renewals.fetch_add(taken.renewals.len() as u64, Ordering::Relaxed);
+        self.commands.fetch_add(taken.origins.len() as u64, Ordering::Relaxed);
+        self.queued_us.fetch_add(taken.waited.as_micros() as u64, Ordering::Relaxed);
+        self.renewals.fetch_add(taken.renewals, Ordering::Relaxed);
     }
 
     fn settled(&self, took: Duration) {
@@ -369,11 +387,18 @@ impl Counters {
     }
 }
 
+/// What a batch is made of.
+#[derive(Default)]
 struct Taken {
-    renewals: Vec<Renewal>,
+    /// Renewals, then commands, as [`Batch::seal`] takes them.
+    content: Vec<u8>,
+    renewals: u64,
+    /// Whether all renewals are in it.
     complete: bool,
-    commands: Vec<Command>,
+    /// Of the commands, in their order.
     origins: Vec<Origin>,
+    /// How long all commands together lay in the queue.
+    waited: Duration,
 }
 
 struct Waiting {
@@ -435,12 +460,7 @@ impl Term<'_> {
             let settings = first.settings.clone();
             let command = Command::Configure { settings, token_start: Token::new(start) };
             // Before any other, so that no command finds a table without limits.
-            self.shared.lock().commands.push_front(Queued {
-                len: 0,
-                command,
-                origin: Origin::Node,
-                since: Instant::now(),
-            });
+            self.shared.put_back(Batch { commands: vec![command], ..Batch::new(0) }, vec![Origin::Node]);
         }
         let mut refused = Refused::default();
         self.propose_all(&mut refused, stop).await;
@@ -527,15 +547,9 @@ impl Term<'_> {
         let taken = self.shared.take()?;
         let ticking = std::mem::replace(&mut self.ticking, time_matters);
         let dt_ms = self.clock.close_batch(ticking);
-        let batch = Batch {
-            stamp,
-            renewals_complete: taken.complete,
-            renewals: taken.renewals,
-            commands: taken.commands,
-            ..Batch::new(if taken.complete { dt_ms } else { 0 })
-        };
         self.streams.expect(stamp, taken.origins);
-        Some(batch.encode().into())
+        let dt_ms = if taken.complete { dt_ms } else { 0 };
+        Some(Batch::seal(stamp, dt_ms, taken.complete, &taken.content).into())
     }
 
     fn propose(&self, order: u64, stamp: u64, bytes: Bytes) -> impl Future<Output = Proposed> + use<> {
@@ -629,8 +643,8 @@ mod tests {
 
     fn batch(proposer: &Proposer) -> (Batch, Vec<Origin>) {
         let taken = proposer.0.take().expect("it is not paused");
-        let batch = Batch { renewals: taken.renewals, commands: taken.commands, ..Batch::new(150) };
-        (batch, taken.origins)
+        let sealed = Batch::seal(0, 150, taken.complete, &taken.content);
+        (Batch::decode(&sealed).expect("sealed just now"), taken.origins)
     }
 
     #[test]
@@ -656,7 +670,7 @@ mod tests {
         let newest =
             Renewal { session: SessionId::new(1), number: RenewalNumber::new(2), ttl: Some(Ttl::new(9_000)) };
         assert_eq!(again.renewals, [newest], "the newest covers the older ones");
-        assert_eq!(proposer.0.lock().bytes, 0);
+        assert!(proposer.0.lock().encoded.is_empty());
     }
 
     #[test]

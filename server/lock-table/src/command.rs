@@ -3,10 +3,7 @@
 //! A batch is one entry of the log. It names the version of the rules it is applied under, so that
 //! all nodes apply it alike or not at all. How it is written as bytes is in `wire.rs`.
 
-use prost::Message;
-
-use crate::convert;
-use crate::envelope::{self, BATCH_FORMAT, DecodeError, ENVELOPE_BYTES};
+use crate::envelope::{self, BATCH_FORMAT, DecodeError};
 use crate::limits::Settings;
 use crate::text::{Name, Owner, RequestId};
 use crate::types::{Metadata, Mode, RenewalNumber, Secret, SessionId, Ticket, Token, Ttl, Wait};
@@ -19,6 +16,9 @@ pub const RULE_VERSION: u32 = 1;
 /// Most bytes of an encoded batch. More would hold up the log of a slow follower for longer than a
 /// heartbeat.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+
+/// Most bytes that [`Batch::seal`] adds: format, checksum, and four numbers of at most ten bytes with their tags.
+pub const SEAL_BYTES_MAX: usize = 64;
 
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,21 +53,30 @@ impl Batch {
 
     /// The batch as bytes with a format and a checksum.
     pub fn encode(&self) -> Vec<u8> {
-        envelope::seal(BATCH_FORMAT, &wire::Batch::from(self))
+        let mut content = Vec::new();
+        self.renewals.iter().for_each(|renewal| renewal.encode_into(&mut content));
+        self.commands.iter().for_each(|command| command.encode_into(&mut content));
+        Batch::seal_under(self.rule_version, self.stamp, self.dt_ms, self.renewals_complete, &content)
     }
 
-    /// How long [`encode`](Self::encode) would be. Builds the encoded form; to fill a batch, add up
-    /// [`Command::encoded_len`] and [`Renewal::encoded_len`] on top of an empty one's instead.
-    pub fn encoded_len(&self) -> usize {
-        ENVELOPE_BYTES + wire::Batch::from(self).encoded_len()
+    /// The bytes of a batch whose content was encoded before: renewals by [`Renewal::encode_into`], then commands by
+    /// [`Command::encode_into`]. They are [`SEAL_BYTES_MAX`] longer than the content at most.
+    pub fn seal(stamp: u64, dt_ms: u64, renewals_complete: bool, content: &[u8]) -> Vec<u8> {
+        Batch::seal_under(RULE_VERSION, stamp, dt_ms, renewals_complete, content)
+    }
+
+    fn seal_under(rules: u32, stamp: u64, dt_ms: u64, renewals_complete: bool, content: &[u8]) -> Vec<u8> {
+        envelope::seal_written(BATCH_FORMAT, SEAL_BYTES_MAX + content.len(), |out| {
+            wire::write_head(out, rules, stamp, dt_ms, renewals_complete);
+            out.extend_from_slice(content);
+        })
     }
 
     /// Reads what [`encode`](Self::encode) wrote.
     ///
     /// Fails on any other bytes, never panics, and allocates in proportion to the bytes given.
     pub fn decode(bytes: &[u8]) -> Result<Batch, DecodeError> {
-        let body = envelope::open(BATCH_FORMAT, bytes)?;
-        wire::Batch::decode(body)?.try_into()
+        wire::read_batch(envelope::open(BATCH_FORMAT, bytes)?)
     }
 }
 
@@ -86,9 +95,9 @@ pub struct Renewal {
 }
 
 impl Renewal {
-    /// How many bytes it adds to a batch.
-    pub fn encoded_len(&self) -> usize {
-        convert::element_len(&wire::Renewal::from(self))
+    /// Appends it as [`Batch::seal`] takes it.
+    pub fn encode_into(&self, content: &mut Vec<u8>) {
+        wire::write_renewal(content, self);
     }
 }
 
@@ -155,8 +164,8 @@ pub enum Command {
 }
 
 impl Command {
-    /// How many bytes it adds to a batch.
-    pub fn encoded_len(&self) -> usize {
-        convert::element_len(&wire::Command::from(self))
+    /// Appends it as [`Batch::seal`] takes it.
+    pub fn encode_into(&self, content: &mut Vec<u8>) {
+        wire::write_command(content, self);
     }
 }

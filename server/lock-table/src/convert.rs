@@ -1,20 +1,54 @@
-//! Batches to and from the messages of `wire.rs`, and the small parts that snapshots share with
-//! them.
-//!
-//! What only a broken proposer could have written is a [`DecodeError`]; bounds that the cluster may
-//! change are checked when the batch is applied.
+//! The small parts that batches and snapshots share: their encoded form, and what is checked of it.
 
 use std::collections::BTreeMap;
 
-use crate::command::{self, RULE_VERSION};
 use crate::envelope::DecodeError;
 use crate::limits;
 use crate::text;
-use crate::types::{self, Metadata, RenewalNumber, Secret, SessionId, Ticket, Token, Ttl};
-use crate::wire::{
-    Acquire, Batch, Cancel, Command, Configure, Kind, Mode, Open, Release, Renewal, Settings, UnaryLock,
-    UnaryRenew, UnaryUnlock, Wait,
-};
+use crate::types::{self, Metadata, Secret};
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Settings {
+    #[prost(uint32, tag = 1)]
+    pub(crate) voters: u32,
+    #[prost(uint64, tag = 2)]
+    pub(crate) name_bytes_max: u64,
+    #[prost(uint64, tag = 3)]
+    pub(crate) owner_bytes_max: u64,
+    #[prost(uint64, tag = 4)]
+    pub(crate) request_id_bytes_max: u64,
+    #[prost(uint64, tag = 5)]
+    pub(crate) metadata_bytes_max: u64,
+    #[prost(uint64, tag = 6)]
+    pub(crate) ttl_ms_min: u64,
+    #[prost(uint64, tag = 7)]
+    pub(crate) ttl_ms_max: u64,
+    #[prost(uint64, tag = 8)]
+    pub(crate) waiters_per_lock_max: u64,
+    #[prost(uint64, tag = 9)]
+    pub(crate) locks_per_session_max: u64,
+    #[prost(uint64, tag = 10)]
+    pub(crate) sessions_max: u64,
+    #[prost(uint64, tag = 11)]
+    pub(crate) locks_max: u64,
+    #[prost(uint64, tag = 12)]
+    pub(crate) names_per_request_max: u64,
+    #[prost(uint64, tag = 13)]
+    pub(crate) ticket_window: u64,
+    #[prost(uint64, tag = 14)]
+    pub(crate) wait_ms_max: u64,
+}
+
+/// Shared, or permits if `capacity` is not 0. Absent: exclusive.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub(crate) struct Mode {
+    #[prost(bool, tag = 1)]
+    pub(crate) shared: bool,
+    #[prost(uint32, optional, tag = 2)]
+    pub(crate) permits: Option<u32>,
+    #[prost(uint32, tag = 3)]
+    pub(crate) capacity: u32,
+}
 
 /// Bytes of a message as an element of a repeated field with a number below 16.
 pub(crate) fn element_len(message: &impl prost::Message) -> usize {
@@ -34,8 +68,8 @@ pub(crate) fn owner(text: &str) -> Result<text::Owner, DecodeError> {
     text::Owner::new(text).map_err(|_| invalid("owner"))
 }
 
-pub(crate) fn request_id(text: &Option<String>) -> Result<Option<text::RequestId>, DecodeError> {
-    let checked = text.as_deref().map(text::RequestId::new).transpose();
+pub(crate) fn request_id(text: Option<&str>) -> Result<Option<text::RequestId>, DecodeError> {
+    let checked = text.map(text::RequestId::new).transpose();
     checked.map_err(|_| invalid("request_id"))
 }
 
@@ -110,185 +144,5 @@ impl From<Settings> for limits::Settings {
                 wait_ms_max: from.wait_ms_max,
             },
         }
-    }
-}
-
-impl From<&command::Batch> for Batch {
-    fn from(from: &command::Batch) -> Self {
-        Self {
-            rule_version: from.rule_version,
-            stamp: from.stamp,
-            dt_ms: from.dt_ms,
-            renewals_complete: from.renewals_complete,
-            renewals: from.renewals.iter().map(Renewal::from).collect(),
-            commands: from.commands.iter().map(Command::from).collect(),
-        }
-    }
-}
-
-impl TryFrom<Batch> for command::Batch {
-    type Error = DecodeError;
-
-    fn try_from(from: Batch) -> Result<Self, DecodeError> {
-        // Before its content, which may hold commands that are not known here.
-        if from.rule_version != RULE_VERSION {
-            return Err(DecodeError::UnknownRuleVersion { found: from.rule_version });
-        }
-        Ok(Self {
-            rule_version: from.rule_version,
-            stamp: from.stamp,
-            dt_ms: from.dt_ms,
-            renewals_complete: from.renewals_complete,
-            renewals: from.renewals.into_iter().map(command::Renewal::from).collect(),
-            commands: from.commands.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-impl From<&command::Renewal> for Renewal {
-    fn from(from: &command::Renewal) -> Self {
-        Self { session: from.session.get(), number: from.number.get(), ttl_ms: from.ttl.map(Ttl::get) }
-    }
-}
-
-impl From<Renewal> for command::Renewal {
-    fn from(from: Renewal) -> Self {
-        Self {
-            session: SessionId::new(from.session),
-            number: RenewalNumber::new(from.number),
-            ttl: from.ttl_ms.map(Ttl::new),
-        }
-    }
-}
-
-impl From<&command::Command> for Command {
-    fn from(from: &command::Command) -> Self {
-        use command::Command as C;
-        let kind = match from {
-            C::Configure { settings, token_start } => {
-                Kind::Configure(Configure { settings: Some(settings.into()), token_start: token_start.get() })
-            }
-            C::SetSettings { settings } => Kind::SetSettings(settings.into()),
-            C::Open { secret, owner, ttl, number } => Kind::Open(Open {
-                secret: secret.as_bytes().to_vec(),
-                owner: owner.to_string(),
-                ttl_ms: ttl.get(),
-                number: number.get(),
-            }),
-            C::Close { session } => Kind::Close(session.get()),
-            C::Acquire { session, ticket, names, mode, wait, metadata, acked } => Kind::Acquire(Acquire {
-                session: session.get(),
-                ticket: ticket.get(),
-                names: names.iter().map(ToString::to_string).collect(),
-                mode: mode_out(*mode),
-                wait: match wait {
-                    types::Wait::None => None,
-                    types::Wait::Ms(ms) => Some(Wait::Ms(*ms)),
-                    types::Wait::Forever => Some(Wait::Forever(true)),
-                },
-                metadata: metadata_out(metadata),
-                acked: acked.get(),
-            }),
-            C::Cancel { session, ticket, acked } => {
-                Kind::Cancel(Cancel { session: session.get(), ticket: ticket.get(), acked: acked.get() })
-            }
-            C::Release { session, ticket, token, acked } => Kind::Release(Release {
-                session: session.get(),
-                ticket: ticket.get(),
-                token: token.get(),
-                acked: acked.get(),
-            }),
-            C::UnaryLock { owner, name, request_id, ttl, wait_ms, mode, metadata } => {
-                Kind::UnaryLock(UnaryLock {
-                    owner: owner.to_string(),
-                    name: name.to_string(),
-                    request_id: request_id.as_ref().map(ToString::to_string),
-                    ttl_ms: ttl.get(),
-                    wait_ms: *wait_ms,
-                    mode: mode_out(*mode),
-                    metadata: metadata_out(metadata),
-                })
-            }
-            C::UnaryUnlock { owner, name, request_id, token } => Kind::UnaryUnlock(UnaryUnlock {
-                owner: owner.to_string(),
-                name: name.to_string(),
-                request_id: request_id.as_ref().map(ToString::to_string),
-                token: token.map(Token::get),
-            }),
-            C::UnaryRenew { owner, name, token, ttl } => Kind::UnaryRenew(UnaryRenew {
-                owner: owner.to_string(),
-                name: name.to_string(),
-                token: token.map(Token::get),
-                ttl_ms: ttl.get(),
-            }),
-        };
-        Self { kind: Some(kind) }
-    }
-}
-
-impl TryFrom<Command> for command::Command {
-    type Error = DecodeError;
-
-    fn try_from(from: Command) -> Result<Self, DecodeError> {
-        Ok(match from.kind.ok_or(invalid("command"))? {
-            Kind::Configure(from) => Self::Configure {
-                settings: from.settings.ok_or(invalid("settings"))?.into(),
-                token_start: Token::new(from.token_start),
-            },
-            Kind::SetSettings(settings) => Self::SetSettings { settings: settings.into() },
-            Kind::Open(from) => Self::Open {
-                secret: secret(&from.secret)?,
-                owner: owner(&from.owner)?,
-                ttl: Ttl::new(from.ttl_ms),
-                number: RenewalNumber::new(from.number),
-            },
-            Kind::Close(session) => Self::Close { session: SessionId::new(session) },
-            Kind::Acquire(from) => Self::Acquire {
-                session: SessionId::new(from.session),
-                ticket: Ticket::new(from.ticket),
-                names: from.names.iter().map(|text| name(text)).collect::<Result<_, _>>()?,
-                mode: mode_in(from.mode)?,
-                wait: match from.wait {
-                    None => types::Wait::None,
-                    Some(Wait::Ms(ms)) => types::Wait::Ms(ms),
-                    Some(Wait::Forever(true)) => types::Wait::Forever,
-                    Some(Wait::Forever(false)) => return Err(invalid("wait")),
-                },
-                metadata: Metadata::new(from.metadata),
-                acked: Ticket::new(from.acked),
-            },
-            Kind::Cancel(from) => Self::Cancel {
-                session: SessionId::new(from.session),
-                ticket: Ticket::new(from.ticket),
-                acked: Ticket::new(from.acked),
-            },
-            Kind::Release(from) => Self::Release {
-                session: SessionId::new(from.session),
-                ticket: Ticket::new(from.ticket),
-                token: Token::new(from.token),
-                acked: Ticket::new(from.acked),
-            },
-            Kind::UnaryLock(from) => Self::UnaryLock {
-                owner: owner(&from.owner)?,
-                name: name(&from.name)?,
-                request_id: request_id(&from.request_id)?,
-                ttl: Ttl::new(from.ttl_ms),
-                wait_ms: from.wait_ms,
-                mode: mode_in(from.mode)?,
-                metadata: Metadata::new(from.metadata),
-            },
-            Kind::UnaryUnlock(from) => Self::UnaryUnlock {
-                owner: owner(&from.owner)?,
-                name: name(&from.name)?,
-                request_id: request_id(&from.request_id)?,
-                token: from.token.map(Token::new),
-            },
-            Kind::UnaryRenew(from) => Self::UnaryRenew {
-                owner: owner(&from.owner)?,
-                name: name(&from.name)?,
-                token: from.token.map(Token::new),
-                ttl: Ttl::new(from.ttl_ms),
-            },
-        })
     }
 }

@@ -113,7 +113,7 @@
 //! | records, and what is derived from them | `session.rs`, `requests.rs`, `lock.rs`, `sequences.rs`, `deadlines.rs` |
 //! | reading | `view.rs`, `check.rs` |
 //! | one number that is equal on all nodes | `trail.rs` |
-//! | bytes | `envelope.rs`, `wire.rs`, `convert.rs`; snapshots: `cow.rs`, `snapshot.rs`, `records.rs`, `restore.rs` |
+//! | bytes | `envelope.rs`, `wire.rs`, `fields.rs`, `convert.rs`; snapshots: `cow.rs`, `snapshot.rs`, `records.rs`, `restore.rs` |
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -124,6 +124,7 @@ mod convert;
 mod cow;
 mod deadlines;
 mod envelope;
+mod fields;
 mod grant;
 mod limits;
 mod lock;
@@ -147,7 +148,7 @@ mod view;
 mod wire;
 mod work;
 
-pub use command::{BATCH_BYTES_MAX, Batch, Command, RULE_VERSION, Renewal};
+pub use command::{BATCH_BYTES_MAX, Batch, Command, RULE_VERSION, Renewal, SEAL_BYTES_MAX};
 pub use envelope::DecodeError;
 pub use limits::{
     Limits, METADATA_BYTES_CEILING, NAMES_PER_REQUEST_CEILING, Settings, TICKET_WINDOW_CEILING,

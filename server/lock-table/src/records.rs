@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::convert::{self, invalid};
+use crate::convert::{self, Mode, Settings, invalid};
 use crate::envelope::DecodeError;
 use crate::outcome::How;
 use crate::session;
@@ -14,7 +14,6 @@ use crate::session::{Arguments, Kind, Names, State, Stream};
 use crate::table;
 use crate::trail::Trail;
 use crate::types::{ClusterTime, Metadata, RenewalNumber, Sequence, SessionId, Ticket, Token, Ttl};
-use crate::wire::{Mode, Settings};
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Chunk {
@@ -201,7 +200,7 @@ impl Session {
             }),
             SessionKind::Unary(from) => Kind::Unary {
                 name: convert::name(&from.name)?,
-                request_id: convert::request_id(&from.request_id)?,
+                request_id: convert::request_id(from.request_id.as_deref())?,
             },
         };
         let session = session::Session {

@@ -104,7 +104,10 @@ impl LockTable {
     }
 
     fn leave_lock(&mut self, name: &Name, sequence: Sequence, request: &Request) {
-        let lock = self.locks.get_mut(name).expect("a request is in every lock it names");
+        let Entry::Occupied(mut entry) = self.locks.entry(name.clone()) else {
+            unreachable!("a request is in every lock it names")
+        };
+        let lock = entry.get_mut();
         let somebody_left = match lock {
             Lock::Single(_) => false,
             Lock::Crowd(crowd) => {
@@ -119,7 +122,7 @@ impl LockTable {
             }
         };
         if !somebody_left {
-            self.locks.remove(name);
+            entry.remove();
         }
     }
 }

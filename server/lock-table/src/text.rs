@@ -90,6 +90,9 @@ fn check(field: &'static str, text: &str, bytes_max: usize) -> Result<(), Reject
         let problem = format!("is {} bytes long, at most {bytes_max} are allowed", text.len());
         return Err(Rejection::invalid(field, problem));
     }
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Ok(()); // as nearly all are
+    }
     match text.chars().find(|c| is_forbidden(*c)) {
         Some(c) => {
             let problem = format!("holds the character U+{:04X}, which is not allowed", c as u32);

@@ -191,6 +191,8 @@ impl MachineWriter {
             batch.dt_ms += crate::clock::wall_micros() % 3;
         }
         let stamp = batch.stamp;
+        // Each command has one outcome; events are few.
+        let mut outputs: Vec<Output> = Vec::with_capacity(batch.commands.len());
         let machine = &self.0;
         {
             let mut state = machine.lock();
@@ -204,7 +206,6 @@ impl MachineWriter {
                 )
             })?;
         }
-        let mut outputs: Vec<Output> = Vec::new();
         loop {
             {
                 let mut state = machine.lock();
