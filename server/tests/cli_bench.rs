@@ -50,11 +50,21 @@ fn a_killed_leader_is_a_gap_without_grants() {
 }
 
 #[test]
+fn a_mix_of_renewals_reads_and_pairs_is_measured() {
+    let folder = folder();
+    let mut command = raftlock(["bench", "mixed", "--clients", "4", "--secs", "1", "--local", "1", "--json"]);
+    command.current_dir(folder.path());
+    let rows = lines(&finish(command).exits(0).stdout);
+    assert!(rows[0]["ops"].as_u64() >= Some(100), "each kind of operation came up: {}", rows[0]);
+}
+
+#[test]
 fn what_does_not_fit_together_is_said() {
     for (arguments, text) in [
         (vec!["bench", "hot", "--rate", "5"], "--rate is for pairs"),
         (vec!["bench", "hot", "--api", "unary"], "--api unary is for"),
         (vec!["bench", "failover", "--local", "1"], "--local 3"),
+        (vec!["bench", "snapshot", "--local", "1"], "--local 3"),
         (vec!["bench", "floor", "--local", "0"], "floor measures the disk"),
         (vec!["bench", "pairs", "--clients", "0"], "--clients"),
     ] {

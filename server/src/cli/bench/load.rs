@@ -39,11 +39,25 @@ impl Measured {
     }
 }
 
-/// `clients` at a time for so long: `op` is given the number of its client, and the turn.
+/// `clients` at a time for so long: `op` is given the number of its client.
 pub async fn closed<F, Fut>(
     clock: &Arc<dyn Clock>,
     clients: usize,
     time: Duration,
+    op: F,
+) -> Result<Measured, Failure>
+where
+    F: Fn(usize) -> Fut + 'static,
+    Fut: Future<Output = Result<(), Failure>> + 'static,
+{
+    closed_while(clock, clients, move |so_long| so_long < time, op).await
+}
+
+/// As [`closed`], for as long as `goes_on` says of the time so far.
+pub async fn closed_while<F, Fut>(
+    clock: &Arc<dyn Clock>,
+    clients: usize,
+    goes_on: impl Fn(Duration) -> bool + Clone + 'static,
     op: F,
 ) -> Result<Measured, Failure>
 where
@@ -56,11 +70,11 @@ where
         let times = Rc::new(RefCell::new(histogram()));
         let mut tasks: JoinSet<Result<(), Failure>> = JoinSet::new();
         for client in 0..clients {
-            let (op, clock, times) = (op.clone(), clock.clone(), times.clone());
+            let (op, clock, times, goes_on) = (op.clone(), clock.clone(), times.clone(), goes_on.clone());
             tasks.spawn_local(async move {
                 loop {
                     let at = clock.monotonic();
-                    if at - began >= time {
+                    if !goes_on(at - began) {
                         return Ok(());
                     }
                     op(client).await?;

@@ -38,8 +38,8 @@ struct Node {
 }
 
 impl Local {
-    /// Starts so many nodes with the settings that are the defaults, and waits until they serve.
-    pub async fn start(count: usize) -> Result<Local, Failure> {
+    /// Starts so many nodes with `settings` and else the defaults, and waits until they serve.
+    pub async fn start(count: usize, settings: &[&str]) -> Result<Local, Failure> {
         let here = std::env::current_dir().map_err(|error| Failure::Other(format!("here: {error}")))?;
         let folder = Folder::within(&here, "bench")?;
         let ports = free_ports(2 * count)?;
@@ -49,7 +49,7 @@ impl Local {
             let name = format!("bench-{}", at + 1);
             let address = format!("127.0.0.1:{}", clients[at]);
             let data = folder.path().join(&name).display().to_string();
-            let arguments = [
+            let mut arguments = vec![
                 "serve".to_owned(),
                 format!("--node-name={name}"),
                 format!("--data-dir={data}"),
@@ -60,8 +60,9 @@ impl Local {
                 format!("--cluster-name=bench-{}", std::process::id()),
                 "--ballast=0".to_owned(),
             ];
+            arguments.extend(settings.iter().map(ToString::to_string));
             let log = folder.path().join(format!("{name}.log"));
-            Node { name, address, arguments: arguments.into(), log, child: None }
+            Node { name, address, arguments, log, child: None }
         });
         let mut local = Local { nodes: nodes.collect(), folder };
         for at in 0..count {

@@ -1,12 +1,14 @@
 //! What much of something costs: sessions, held locks, waiters. Renewed for a while, left to end, or looked at in memory.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::try_join_all;
 
 use super::crowd::{Crowd, STREAM_SESSIONS};
 use super::figures::{histogram, micros};
-use super::load::Measured;
+use super::load::{self, Measured};
 use super::{Args, Bench, Workload, pairs};
 use crate::cli::calls;
 use crate::cli::failure::Failure;
@@ -23,6 +25,9 @@ const BESIDE: usize = 64;
 /// How long after it is due everything may take to be freed.
 const FREED_LIMIT: Duration = Duration::from_secs(120);
 
+/// How long it may take until the log that a node lacks is gone, and until the node has the snapshot instead.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(300);
+
 const LOOK: Duration = Duration::from_millis(20);
 
 /// How many locks a session holds at most here: with more the renewal and the end of one would be what is measured.
@@ -37,6 +42,7 @@ pub async fn run(bench: &mut Bench, args: &Args, count: usize, time: Duration) -
         Workload::Held => held(bench, count, time).await,
         Workload::Waiters => waiters(bench, count, time).await,
         Workload::Restart => restart(bench, count).await,
+        Workload::Snapshot => snapshot(bench, count, time).await,
         other => unreachable!("{other:?} has a file of its own"),
     }
 }
@@ -150,6 +156,50 @@ async fn restart(bench: &mut Bench, count: usize) -> Result<Measured, Failure> {
     let mut times = histogram();
     times.saturating_record(micros(serving));
     Ok(Measured::new(times, count as u64, bench.clock.monotonic() - began))
+}
+
+/// Others work while the nodes take snapshots of what is held, and while one travels to a node that was away for longer
+/// than the log is kept. For `time` at least, and until that node has caught up.
+async fn snapshot(bench: &mut Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let _crowd = hold(bench, count).await?;
+    let local = bench.local.as_mut().expect("it was checked");
+    let leader = local.leader().await?;
+    let away = (leader + 1) % bench.addresses.len();
+    local.kill(away).await?;
+    let addresses = bench.addresses.clone();
+    let status = async |at: usize| calls::status(&addresses[at]).await.map_err(Failure::Other);
+    let before = status(leader).await?;
+    let client = pairs::connect_to(vec![addresses[leader].clone()]).await?;
+    let is_back = Rc::new(Cell::new(false));
+    let watched = is_back.clone();
+    let goes_on = move |so_long| so_long < time || !watched.get();
+    let clock = bench.clock.clone();
+    let working = load::closed_while(&clock, BESIDE, goes_on, pairs::private(&client));
+    let travelling = async {
+        let began = clock.monotonic();
+        let in_time = async |what: &str| match clock.monotonic() - began {
+            so_long if so_long > CATCH_UP_LIMIT => {
+                Err(Failure::Other(format!("{what} within {CATCH_UP_LIMIT:?}")))
+            }
+            _ => {
+                tokio::time::sleep(LOOK).await;
+                Ok(())
+            }
+        };
+        while status(leader).await?.purged_index <= before.last_log_index {
+            in_time("the leader let go of no log").await?;
+        }
+        local.begin(away)?;
+        local.ready().await?;
+        while status(away).await?.snapshot_index <= before.last_log_index {
+            in_time("no snapshot arrived").await?;
+        }
+        is_back.set(true);
+        Ok::<_, Failure>(clock.monotonic() - began)
+    };
+    let (measured, caught_up) = tokio::try_join!(working, travelling)?;
+    client.close().await;
+    Ok(measured.with("caught_up_ms", caught_up.as_secs_f64() * 1e3))
 }
 
 /// So many locks, a thousand in a session.

@@ -58,6 +58,8 @@ const PROGRESS: Duration = Duration::from_millis(200);
 /// With `--clients` for how many: `renew` keeps sessions alive, 10 s each, a thousand on a stream. `expire` has them hold
 /// a lock each and end at once; its times are those of 64 others. `sessions`, `held` and `waiters` say what each costs in
 /// memory, and how 64 others fare. `restart` kills all nodes while locks are held; its time is until the next grant.
+/// `snapshot` has 64 others work while snapshots of held locks are taken, and one travels to a node that was away. `mixed`
+/// is 93 % renewals, 6 % reads and 1 % pairs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to measure.
@@ -97,6 +99,7 @@ enum Workload {
     Pairs,
     Hot,
     Shared,
+    Mixed,
     Failover,
     Transfer,
     Steady,
@@ -106,6 +109,7 @@ enum Workload {
     Held,
     Waiters,
     Restart,
+    Snapshot,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -121,6 +125,7 @@ impl Workload {
             Workload::Pairs => "pairs",
             Workload::Hot => "hot",
             Workload::Shared => "shared",
+            Workload::Mixed => "mixed",
             Workload::Failover => "failover",
             Workload::Transfer => "transfer",
             Workload::Steady => "steady",
@@ -130,18 +135,28 @@ impl Workload {
             Workload::Held => "held",
             Workload::Waiters => "waiters",
             Workload::Restart => "restart",
+            Workload::Snapshot => "snapshot",
+        }
+    }
+
+    /// What the nodes are told beside the defaults.
+    fn settings(self) -> &'static [&'static str] {
+        match self {
+            // So that one is due within seconds, and is nearly always under way.
+            Workload::Snapshot => &["--snapshot-log-bytes=4MiB"],
+            _ => &[],
         }
     }
 
     fn clients_by_default(self) -> &'static [u32] {
         match self {
             Workload::Floor => &[1, 3],
-            Workload::Pairs | Workload::Hot | Workload::Shared => &[1, 64, 256],
+            Workload::Pairs | Workload::Hot | Workload::Shared | Workload::Mixed => &[1, 64, 256],
             Workload::Failover | Workload::Transfer => &[64],
             Workload::Steady => &[256],
             Workload::Renew | Workload::Expire | Workload::Sessions => &[10_000],
             Workload::Waiters => &[10_000],
-            Workload::Held | Workload::Restart => &[100_000],
+            Workload::Held | Workload::Restart | Workload::Snapshot => &[100_000],
         }
     }
 }
@@ -183,8 +198,13 @@ fn check(args: &Args) -> Result<(), Failure> {
     if args.workload == Workload::Restart && args.local == 0 {
         return usage("restart kills nodes: with --local, nodes of its own");
     }
-    let is_crowded =
-        matches!(args.workload, Workload::Pairs | Workload::Hot | Workload::Shared | Workload::Steady);
+    if args.workload == Workload::Snapshot && args.local < 3 {
+        return usage("snapshot has a node away: with --local 3 or more, nodes of its own");
+    }
+    let is_crowded = matches!(
+        args.workload,
+        Workload::Pairs | Workload::Hot | Workload::Shared | Workload::Mixed | Workload::Steady
+    );
     if (is_crowded || changes_leader) && args.clients.iter().any(|&clients| clients > AT_ONCE_MAX) {
         return usage("--clients: at most 100000 at once");
     }
@@ -210,7 +230,7 @@ async fn measure(args: &Args, target: Result<Target, Failure>) -> Result<Vec<Row
     let mut bench = match args.local {
         0 => Bench::of(target?.addresses().to_vec(), None),
         nodes => {
-            let local = Local::start(nodes as usize).await?;
+            let local = Local::start(nodes as usize, args.workload.settings()).await?;
             Bench::of(local.addresses(), Some(local))
         }
     };
@@ -283,7 +303,8 @@ impl Bench {
             | Workload::Sessions
             | Workload::Held
             | Workload::Waiters
-            | Workload::Restart => {
+            | Workload::Restart
+            | Workload::Snapshot => {
                 let _bar = Progress::endless(&title);
                 masses::run(self, args, clients, time).await?
             }

@@ -1,10 +1,13 @@
-//! Acquire and awaited release: each client a lock of its own, all of them one, or all of them one together.
+//! Acquire and awaited release: each client a lock of its own, all of them one, or all of them one together. And what
+//! clients do most of the time, which is to renew.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use raftlock::Client;
+use futures_util::future::try_join_all;
+use raftlock::{Client, LockGuard};
 use raftlock_proto::v1::raft_lock_client::RaftLockClient;
 use raftlock_proto::v1::{LockRequest, UnlockRequest};
 use tonic::transport::{Channel, Endpoint};
@@ -25,6 +28,7 @@ pub async fn run(bench: &Bench, args: &Args, clients: usize, time: Duration) -> 
     match (args.workload, args.api) {
         (Workload::Hot, _) => hot(bench, clients, time).await,
         (Workload::Shared, _) => shared(bench, clients, time).await,
+        (Workload::Mixed, _) => mixed(bench, clients, time).await,
         (_, Api::Session) => session(bench, args.rate, clients, time).await,
         (_, Api::Unary) => unary(bench, args.rate, clients, time).await,
     }
@@ -32,7 +36,12 @@ pub async fn run(bench: &Bench, args: &Args, clients: usize, time: Duration) -> 
 
 /// The SDK, as one process has it: all tasks share its connection.
 pub async fn connect(bench: &Bench) -> Result<Client, Failure> {
-    let builder = Client::builder().endpoints(bench.addresses.clone()).owner("bench").default_ttl(TTL);
+    connect_to(bench.addresses.clone()).await
+}
+
+/// As [`connect`], to some of the nodes.
+pub async fn connect_to(addresses: Vec<String>) -> Result<Client, Failure> {
+    let builder = Client::builder().endpoints(addresses).owner("bench").default_ttl(TTL);
     builder.connect().await.map_err(|error| Failure::from_sdk(&error))
 }
 
@@ -52,17 +61,77 @@ async fn session(
     time: Duration,
 ) -> Result<Measured, Failure> {
     let client = connect(bench).await?;
-    let worker = client.clone();
-    let pair = move |number: usize| {
-        let client = worker.clone();
-        async move {
-            let guard = client.lock(format!("bench-{}", number % LOCKS)).await.map_err(failed)?;
-            guard.release().await.map_err(failed)
-        }
-    };
-    let measured = looped(bench, rate, clients, time, pair).await;
+    let measured = looped(bench, rate, clients, time, private(&client)).await;
     client.close().await;
     measured
+}
+
+type Op = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
+
+/// Acquires and releases a lock of its own.
+pub fn private(client: &Client) -> impl Fn(usize) -> Op + 'static {
+    let client = client.clone();
+    move |number| {
+        let client = client.clone();
+        Box::pin(async move {
+            let guard = client.lock(format!("bench-{}", number % LOCKS)).await.map_err(failed)?;
+            guard.release().await.map_err(failed)
+        })
+    }
+}
+
+/// As Chubby's clients did (OSDI 2006, section 4.1): of a hundred operations 93 renew a lease, six ask who holds a lock,
+/// and one releases and acquires.
+async fn mixed(bench: &Bench, clients: usize, time: Duration) -> Result<Measured, Failure> {
+    let client = connect(bench).await?;
+    let name = |number: usize| format!("bench-{number}");
+    let acquire = move |client: Client, number: usize| async move {
+        // Renewed by hand, so that each renewal is an operation that is awaited.
+        client.lock(name(number)).auto_renew(false).await.map_err(failed)
+    };
+    let acquiring = (0..clients).map(|number| acquire(client.clone(), number));
+    let holders = try_join_all(acquiring).await?.into_iter().enumerate();
+    // Out of step with each other.
+    let holders = holders.map(|(number, guard)| Holder { turn: number, guard: Some(guard) });
+    let holders: Rc<RefCell<Vec<Holder>>> = Rc::new(RefCell::new(holders.collect()));
+    let (worker, kept) = (client.clone(), holders.clone());
+    let op = move |number: usize| {
+        let (client, holders) = (worker.clone(), kept.clone());
+        async move {
+            let (turn, guard) = {
+                let holder = &mut holders.borrow_mut()[number];
+                holder.turn += 1;
+                (holder.turn % 100, holder.guard.take().expect("one operation of a client at a time"))
+            };
+            let guard = match turn {
+                0 => {
+                    guard.release().await.map_err(failed)?;
+                    acquire(client, number).await?
+                }
+                1..=6 => {
+                    client.get(name(number)).await.map_err(failed)?;
+                    guard
+                }
+                _ => {
+                    guard.extend(TTL).await.map_err(failed)?;
+                    guard
+                }
+            };
+            holders.borrow_mut()[number].guard = Some(guard);
+            Ok(())
+        }
+    };
+    let measured = load::closed(&bench.clock, clients, time, op).await;
+    holders.borrow_mut().clear();
+    client.close().await;
+    measured
+}
+
+/// One client of [`mixed`].
+struct Holder {
+    turn: usize,
+    /// Not there while an operation is under way.
+    guard: Option<LockGuard>,
 }
 
 async fn unary(
@@ -126,7 +195,7 @@ async fn hot(bench: &Bench, clients: usize, time: Duration) -> Result<Measured, 
     let client = connect(bench).await?;
     let (worker, clock) = (client.clone(), bench.clock.clone());
     let released: Rc<Cell<Option<Duration>>> = Rc::default();
-    let times = Rc::new(std::cell::RefCell::new(histogram()));
+    let times = Rc::new(RefCell::new(histogram()));
     let noted = times.clone();
     let hand_over = move |_| {
         let (client, clock, released, times) =
