@@ -190,6 +190,8 @@ impl Model {
         Self::change(&mut self.seen, op);
         match op {
             Op::Committed(index) => self.committed = Some(index.clone()),
+            // One that is not higher is ignored.
+            Op::Purge(floor) if self.floor.as_ref().is_some_and(|rides| rides.index >= floor.index) => {}
             Op::Purge(floor) => self.floor = Some(floor.clone()),
             Op::Snapshot(..) | Op::Keep(_) => Self::change(&mut self.disk, op),
             Op::Close => self.board(),
