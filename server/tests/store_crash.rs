@@ -42,6 +42,42 @@ fn a_power_cut_during_a_checkpoint_and_the_overwriting_of_the_wal_loses_nothing(
     assert!(images > 50);
 }
 
+/// SQLite reads a WAL up to its first bad frame. What a checkpoint has copied must not be there any more by then: older
+/// pages over newer ones of the main file would be a state that never was.
+#[test]
+fn a_damaged_wal_is_never_read_over_newer_pages() {
+    let copied_at_a_start: fn(&Rig) = |rig| {
+        let store = rig.open().unwrap();
+        (0..40).for_each(|i| append(&store, rows(i..i + 1, 900)));
+        store.abandon();
+        rig.open().unwrap().abandon();
+    };
+    let copied_because_it_was_long: fn(&Rig) = |rig| {
+        let store = rig.open().unwrap();
+        (0..8).for_each(|i| append(&store, vec![(i, bytes::Bytes::from(vec![i as u8; 1 << 20]))]));
+        assert_eq!(store.stats().log.checkpoints, 1, "the eighth passed the bound");
+        store.abandon();
+    };
+    for (what, history) in [("start", copied_at_a_start), ("length", copied_because_it_was_long)] {
+        let mut rig = Rig::new();
+        history(&rig);
+        let mut whole = rig.disk.lock().unwrap().crash(0, 100);
+        rig.boot(whole.clone());
+        let store = rig.open().unwrap();
+        let expected = whole_log(&store);
+        store.abandon();
+        let len = whole.file_mut("raft.db-wal").unwrap().len();
+        for byte in (40..len).step_by(len / 97) {
+            let mut media = whole.clone();
+            media.file_mut("raft.db-wal").unwrap()[byte] ^= 1;
+            rig.boot(media);
+            let store = rig.open().unwrap_or_else(|e| panic!("{what}, byte {byte}: {e}"));
+            assert!(whole_log(&store) == expected, "{what}, byte {byte} of the WAL: another log");
+            store.abandon();
+        }
+    }
+}
+
 #[test]
 fn a_failed_checkpoint_ends_the_store_after_the_answers() {
     let row = |i: u64| vec![(i, bytes::Bytes::from(vec![i as u8; 1 << 20]))];

@@ -4,7 +4,7 @@
 //! Nobody is answered before COMMIT has returned, and all are answered in the order in which they asked. An error
 //! ends the file: no second COMMIT, no rollback, no checkpoint, and the connection is not even dropped.
 
-use super::connect::checkpoint;
+use super::connect::{checkpoint, void_old_frames};
 use super::poison::Poison;
 use super::{FileStats, StoreError};
 use lock_table::planted;
@@ -224,7 +224,7 @@ impl<D: Desk> Core<D> {
                 let what = "a checkpoint met another connection".to_owned();
                 return Err(StoreError::Unfit { file: D::FILE, what });
             }
-            Ok(())
+            void_old_frames(&self.db, D::FILE)
         };
         if let Err(cause) = run() {
             self.poison.set(cause);

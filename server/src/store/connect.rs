@@ -76,7 +76,25 @@ pub(super) fn connect(file: &File, options: &StoreOptions) -> Result<Opened, Sto
     if health != [[text("ok")]] {
         return Err(StoreError::bad_row(file.name, "-", "-", format!("quick_check says {health:?}")));
     }
+    if !new {
+        void_old_frames(&db, file.name)?;
+    }
     Ok(Opened { db, new })
+}
+
+/// Begins the WAL anew after a checkpoint that copied all of it, by a write that changes nothing.
+///
+/// Until the next write the old frames stay valid. Should one of them be damaged then, on a node that is down, the next
+/// start would read those before it, and only those: pages as they once were, over pages of the main file that are newer.
+/// Together they are a state that never was, and no checksum tells.
+pub(super) fn void_old_frames(db: &Connection, file: &'static str) -> Result<(), StoreError> {
+    let version = pragma(db, file, "PRAGMA user_version")?;
+    match version.first().map(Vec::as_slice) {
+        Some([Value::Integer(version)]) => {
+            pragma(db, file, &format!("PRAGMA user_version={version}")).map(drop)
+        }
+        _ => Err(StoreError::Unfit { file, what: format!("its version is {version:?}") }),
+    }
 }
 
 /// What a checkpoint said.
