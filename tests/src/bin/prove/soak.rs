@@ -44,6 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<Tally> {
         println!("    in all, over runs: {totals}");
         from += count;
     }
+    super::sim::covered(&here, from - args.from)?;
     Ok(here)
 }
 
