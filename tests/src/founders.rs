@@ -311,9 +311,8 @@ impl Run<'_> {
             self.clusters.entry(status.cluster_id.clone()).or_default().insert((*host, id));
             self.serving |= status.ready && status.leader_id == id;
             let now = self.sim.elapsed();
-            let wiped = status.members.iter().filter_map(|member| self.wiped.get(&member.id));
-            self.outcome.too_late |=
-                !self.outcome.blocked && wiped.into_iter().any(|at| now < *at + WIPED_FOR);
+            let mut wiped = status.members.iter().filter_map(|member| self.wiped.get(&member.id));
+            self.outcome.too_late |= !self.outcome.blocked && wiped.any(|at| now < *at + WIPED_FOR);
         }
         if self.outcome.too_late {
             return;

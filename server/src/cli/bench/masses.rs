@@ -122,11 +122,7 @@ async fn waiters(bench: &Bench, count: usize, time: Duration) -> Result<Measured
     stream.acquire(vec!["bench-waited-for".to_owned()], false).await?;
     let mut crowd = Crowd::open(bench, count.div_ceil(SESSION_LOCKS), LONG_TTL).await?;
     let before = bench.rss();
-    let streams = crowd.streams.len();
-    for (at, stream) in crowd.streams.iter_mut().enumerate() {
-        let share = count / streams + usize::from(at < count % streams);
-        stream.acquire(vec!["bench-waited-for".to_owned(); share], true).await?;
-    }
+    spread(&mut crowd, count, true, |_, _| "bench-waited-for".to_owned()).await?;
     weighed(bench, before, count, "rss_bytes_per_waiter", time).await
 }
 
@@ -174,7 +170,9 @@ async fn snapshot(bench: &mut Bench, count: usize, time: Duration) -> Result<Mea
     let watched = is_back.clone();
     let goes_on = move |so_long| so_long < time || !watched.get();
     let clock = bench.clock.clone();
-    let working = load::closed_while(&clock, BESIDE, goes_on, pairs::private(&client));
+    let worker = client.clone();
+    let pair = move |number| pairs::private(worker.clone(), number);
+    let working = load::closed_while(&clock, BESIDE, goes_on, pair);
     let travelling = async {
         let began = clock.monotonic();
         let in_time = async |what: &str| match clock.monotonic() - began {
@@ -205,14 +203,24 @@ async fn snapshot(bench: &mut Bench, count: usize, time: Duration) -> Result<Mea
 /// So many locks, a thousand in a session.
 async fn hold(bench: &Bench, count: usize) -> Result<Crowd, Failure> {
     let mut crowd = Crowd::open(bench, count.div_ceil(SESSION_LOCKS), LONG_TTL).await?;
+    // Sixteen bytes.
+    spread(&mut crowd, count, false, |at, number| format!("held{at:04}{number:08}")).await?;
+    Ok(crowd)
+}
+
+/// Asks for so many locks, as many on each stream; the name follows from the stream's number and the lock's on it.
+async fn spread(
+    crowd: &mut Crowd,
+    count: usize,
+    waits: bool,
+    name: impl Fn(usize, usize) -> String,
+) -> Result<(), Failure> {
     let streams = crowd.streams.len();
     for (at, stream) in crowd.streams.iter_mut().enumerate() {
         let share = count / streams + usize::from(at < count % streams);
-        // Sixteen bytes.
-        let names = (0..share).map(|number| format!("held{at:04}{number:08}"));
-        stream.acquire(names.collect(), false).await?;
+        stream.acquire((0..share).map(|number| name(at, number)).collect(), waits).await?;
     }
-    Ok(crowd)
+    Ok(())
 }
 
 /// What the leader grew by for each, and how others fare meanwhile.

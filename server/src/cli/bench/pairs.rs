@@ -2,7 +2,6 @@
 //! clients do most of the time, which is to renew.
 
 use std::cell::{Cell, RefCell};
-use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,23 +60,16 @@ async fn session(
     time: Duration,
 ) -> Result<Measured, Failure> {
     let client = connect(bench).await?;
-    let measured = looped(bench, rate, clients, time, private(&client)).await;
+    let worker = client.clone();
+    let measured = looped(bench, rate, clients, time, move |number| private(worker.clone(), number)).await;
     client.close().await;
     measured
 }
 
-type Op = Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
-
 /// Acquires and releases a lock of its own.
-pub fn private(client: &Client) -> impl Fn(usize) -> Op + 'static {
-    let client = client.clone();
-    move |number| {
-        let client = client.clone();
-        Box::pin(async move {
-            let guard = client.lock(format!("bench-{}", number % LOCKS)).await.map_err(failed)?;
-            guard.release().await.map_err(failed)
-        })
-    }
+pub async fn private(client: Client, number: usize) -> Result<(), Failure> {
+    let guard = client.lock(format!("bench-{}", number % LOCKS)).await.map_err(failed)?;
+    guard.release().await.map_err(failed)
 }
 
 /// As Chubby's clients did (OSDI 2006, section 4.1): of a hundred operations 93 renew a lease, six ask who holds a lock,
