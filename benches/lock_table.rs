@@ -1,6 +1,8 @@
 //! The state machine alone: what one core applies, without disk and network. The leader and every follower do all of
-//! it, so it bounds what a cluster can do.
+//! it, so it bounds what a cluster can do. Beside it what cannot be done for less: a hash map that enters and removes
+//! the names, and a checksum and a copy of the bytes.
 
+use std::collections::HashMap;
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -12,6 +14,9 @@ const STEP_BUDGET: usize = 2_048;
 
 /// How many records one step of a snapshot may take, as on a node.
 const SNAPSHOT_STEP_RECORDS: usize = 4_096;
+
+/// As many as the largest batch applied here has.
+const FLOOR_NAMES: u64 = 1024;
 
 const TTL: Ttl = Ttl::new(3_600_000);
 
@@ -38,6 +43,35 @@ fn lock_table(c: &mut Criterion) {
         });
         assert_eq!(table.counts().locks, 0, "every lock that was granted was released");
     }
+
+    for commands in [64, 1024] {
+        group.throughput(Throughput::Elements(commands));
+        let [acquires, _] =
+            acquires_and_releases(SessionId::new(1), &mut Next { ticket: 1, token: 1 }, commands);
+        let bytes = acquires.encode();
+        group.bench_function(BenchmarkId::new("encode", commands), |bencher| {
+            bencher.iter(|| black_box(&acquires).encode());
+        });
+        group.bench_function(BenchmarkId::new("decode", commands), |bencher| {
+            bencher.iter(|| Batch::decode(black_box(&bytes)).expect("encoded just now"));
+        });
+        group.bench_function(BenchmarkId::new("floor_checksum_and_copy", commands), |bencher| {
+            bencher.iter(|| (crc32c::crc32c(black_box(&bytes)), bytes.clone()));
+        });
+    }
+    group.throughput(Throughput::Elements(2 * FLOOR_NAMES));
+    group.bench_function(BenchmarkId::new("floor_hash_map", FLOOR_NAMES), |bencher| {
+        let names = || (0..FLOOR_NAMES).map(|number| format!("bench:1:{number}")).collect::<Vec<_>>();
+        let mut held: HashMap<String, u64> = HashMap::new();
+        bencher.iter_batched(
+            || [names(), names()],
+            |[acquires, releases]| {
+                held.extend(acquires.into_iter().zip(0..));
+                releases.iter().for_each(|name| assert!(held.remove(name).is_some()));
+            },
+            BatchSize::LargeInput,
+        );
+    });
 
     let (mut table, sessions) = table_with_sessions(10_000);
     group.throughput(Throughput::Elements(10_000));
@@ -105,7 +139,7 @@ fn acquires_and_releases(session: SessionId, next: &mut Next, count: u64) -> [Ba
     let acquire = |(number, ticket, _)| Command::Acquire {
         session,
         ticket: Ticket::new(ticket),
-        names: vec![Name::new(&format!("bench:{session}:{number}")).expect("a short name")],
+        names: [Name::new(&format!("bench:{session}:{number}")).expect("a short name")].into(),
         mode: Mode::Exclusive,
         wait: Wait::None,
         metadata: Metadata::default(),

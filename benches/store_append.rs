@@ -1,5 +1,5 @@
-//! The log on disk: rows appended and committed, so many at a time. Beside it what the disk takes for one flush, below
-//! which no commit can be.
+//! The log on disk: a batch of so many operations, which is one row, appended and committed. Beside it what the disk
+//! takes for a write of as many bytes and a flush, below which no commit can be.
 //!
 //! The flush is measured alone, and beside two others, as three nodes on one machine have it. On a virtual disk the
 //! two differ by much, and either way: one that has nothing else to do may answer at the next tick of a timer only.
@@ -19,8 +19,11 @@ use raftlock_server::store::{Store, StoreError, StoreOptions};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
-/// A log entry with one acquire in it has about so many.
-const ROW_BYTES: usize = 256;
+/// Of a batch, and of each operation in it: an acquire of a name of 16 bytes.
+const BATCH_BYTES: usize = 60;
+const OPERATION_BYTES: usize = 40;
+
+const OPERATIONS: [usize; 4] = [1, 16, 256, 1024];
 
 const PAGE_BYTES: usize = 4096;
 
@@ -33,30 +36,27 @@ fn store_append(c: &mut Criterion) {
     group.sample_size(20).warm_up_time(Duration::from_millis(500));
     group.measurement_time(Duration::from_secs(4));
 
-    for (title, others) in [("alone", 0), ("beside_two_others", 2)] {
-        let others: Vec<Busy> = (0..others).map(|_| Busy::start(dir.path())).collect();
-        let mut pages = Pages::new(dir.path());
-        group.bench_function(BenchmarkId::new("floor_4k_fdatasync", title), |bencher| {
-            bencher.iter(|| pages.write_and_flush());
-        });
-        drop(others);
-    }
+    let others: Vec<Busy> = (0..2).map(|_| Busy::start(dir.path())).collect();
+    let mut pages = Pages::new(dir.path());
+    group.bench_function("floor_4k_beside_two_others", |bencher| bencher.iter(|| pages.write_and_flush(1)));
+    drop(others);
 
     let runtime = Runtime::new().expect("a runtime");
-    for rows in [1, 16, 256] {
-        let options = StoreOptions {
-            allow_volatile: true,
-            ..StoreOptions::new(dir.path().join(format!("store-{rows}")))
-        };
+    for operations in OPERATIONS {
+        let bytes = BATCH_BYTES + operations * OPERATION_BYTES;
+        group.throughput(Throughput::Elements(operations as u64));
+        group.bench_function(BenchmarkId::new("floor_write_fdatasync", operations), |bencher| {
+            bencher.iter(|| pages.write_and_flush(bytes.div_ceil(PAGE_BYTES)));
+        });
+        let folder = dir.path().join(format!("store-{operations}"));
+        let options = StoreOptions { allow_volatile: true, ..StoreOptions::new(folder) };
         let store = Store::open(options).expect("a new store");
-        let row = Bytes::from_static(&[7; ROW_BYTES]);
-        let mut first = 1;
-        group.throughput(Throughput::Elements(rows));
-        group.bench_function(BenchmarkId::new("rows", rows), |bencher| {
+        let row = Bytes::from(vec![7; bytes]);
+        let mut index = 0;
+        group.bench_function(BenchmarkId::new("batch", operations), |bencher| {
             bencher.iter(|| {
-                let batch = (first..first + rows).map(|index| (index, row.clone())).collect();
-                first += rows;
-                runtime.block_on(append(&store, batch)).expect("committed");
+                index += 1;
+                runtime.block_on(append(&store, vec![(index, row.clone())])).expect("committed");
             });
         });
         runtime.block_on(store.close()).expect("closed");
@@ -67,7 +67,7 @@ fn store_append(c: &mut Criterion) {
 /// A file of pages that are written over, round and round, as SQLite does in its WAL.
 struct Pages {
     file: File,
-    next: u64,
+    next: usize,
 }
 
 impl Pages {
@@ -78,11 +78,11 @@ impl Pages {
         Pages { file, next: 0 }
     }
 
-    fn write_and_flush(&mut self) {
-        let page = self.next % PAGES as u64;
-        self.file.write_all_at(&[2; PAGE_BYTES], page * PAGE_BYTES as u64).expect("written");
+    fn write_and_flush(&mut self, pages: usize) {
+        let first = if self.next + pages > PAGES { 0 } else { self.next };
+        self.file.write_all_at(&vec![2; pages * PAGE_BYTES], (first * PAGE_BYTES) as u64).expect("written");
         self.file.sync_data().expect("flushed");
-        self.next += 1;
+        self.next = first + pages;
     }
 }
 
@@ -99,7 +99,7 @@ impl Busy {
         let stopped = stop.clone();
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                pages.write_and_flush();
+                pages.write_and_flush(1);
             }
         });
         Busy { stop, thread: Some(thread) }

@@ -2,7 +2,8 @@
 //!
 //! - `lock_throughput`: acquire and release through the SDK, on one node and on three.
 //! - `lock_table`: the state machine alone, without disk and network.
-//! - `store_append`: the log on disk, beside what the disk itself takes for a flush.
+//! - `session_codec`: messages of a session stream, to bytes and back.
+//! - `store_append`: the log on disk, beside what the disk itself takes for a write and a flush.
 //!
 //! All nodes of a bench are in one process, on one machine and one disk: the figures say how the parts compare and
 //! what a change did to them, not what a cluster on three machines does.

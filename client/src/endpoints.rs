@@ -64,6 +64,12 @@ impl Endpoints {
         self.known.iter().any(|known| known.address != address)
     }
 
+    /// The one at this address, if it is not `but`.
+    pub(crate) fn known(&self, address: &str, but: &Target) -> Option<Target> {
+        let known = self.known.iter().find(|known| known.address == address && address != but.address);
+        known.map(|known| Target { address: known.address.clone() })
+    }
+
     /// How many are left in this round.
     pub(crate) fn untried(&self) -> usize {
         self.known.iter().filter(|known| !known.tried).count()

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::info::FencingToken;
 use crate::keeper::{Command, RequestId};
 use crate::lease::LeaseCell;
 use crate::limits;
+use crate::wire::Ask;
 
 /// Why a lock is not held any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -56,16 +58,17 @@ pub enum GuardState {
 /// What guard, keeper and watchers share about one grant.
 #[derive(Debug)]
 pub(crate) struct GuardCell {
-    names: Arc<Vec<String>>,
+    ask: Arc<Ask>,
     token: FencingToken,
     lease: Arc<LeaseCell>,
     end: OnceLock<LostReason>,
-    over: CancellationToken,
+    /// Made for the first who waits for the end: most guards are given back before anybody does.
+    over: OnceLock<CancellationToken>,
 }
 
 impl GuardCell {
-    pub(crate) fn new(names: Arc<Vec<String>>, token: FencingToken, lease: Arc<LeaseCell>) -> GuardCell {
-        GuardCell { names, token, lease, end: OnceLock::new(), over: CancellationToken::new() }
+    pub(crate) fn new(ask: Arc<Ask>, token: FencingToken, lease: Arc<LeaseCell>) -> GuardCell {
+        GuardCell { ask, token, lease, end: OnceLock::new(), over: OnceLock::new() }
     }
 
     pub(crate) fn token(&self) -> FencingToken {
@@ -73,14 +76,28 @@ impl GuardCell {
     }
 
     pub(crate) fn name(&self) -> &str {
-        &self.names[0]
+        &self.ask.names[0]
     }
 
     /// The first end counts; it wakes all who wait for it.
     pub(crate) fn end(&self, reason: LostReason) -> LostReason {
         let first = *self.end.get_or_init(|| reason);
-        self.over.cancel();
+        // Pairs with the one in `over`: either this finds the token, or that finds the end.
+        fence(Ordering::SeqCst);
+        if let Some(over) = self.over.get() {
+            over.cancel();
+        }
         first
+    }
+
+    /// Is cancelled at the end.
+    fn over(&self) -> &CancellationToken {
+        let over = self.over.get_or_init(CancellationToken::new);
+        fence(Ordering::SeqCst);
+        if self.end.get().is_some() {
+            over.cancel();
+        }
+        over
     }
 
     fn remaining(&self) -> Option<Duration> {
@@ -135,7 +152,7 @@ impl LockGuard {
 
     /// All names that this guard holds, in the order in which they were asked for.
     pub fn names(&self) -> &[String] {
-        &self.cell.names
+        &self.cell.ask.names
     }
 
     /// The fencing token of this grant. Give it to the resource that the lock protects.
@@ -176,7 +193,7 @@ impl LockGuard {
             if let Some(reason) = cell.ended() {
                 return reason;
             }
-            cell.over.cancelled().await;
+            cell.over().cancelled().await;
             cell.end(LostReason::Expired)
         }
     }
@@ -184,7 +201,7 @@ impl LockGuard {
     /// A token that is cancelled when the lock is lost or released: hand it to workers. Cancelling it yourself
     /// changes nothing about the lock.
     pub fn cancellation_token(&self) -> CancellationToken {
-        self.cell.over.child_token()
+        self.cell.over().child_token()
     }
 
     /// Runs `work` for as long as the lock is held.
@@ -277,7 +294,7 @@ impl Drop for LockGuard {
 impl fmt::Debug for LockGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LockGuard")
-            .field("names", &self.cell.names)
+            .field("names", &self.cell.ask.names)
             .field("token", &self.cell.token)
             .field("state", &self.state())
             .finish_non_exhaustive()

@@ -24,7 +24,7 @@ pub(crate) fn names(names: &[String]) -> Result<(), Error> {
     for name in names {
         text("a lock's name", name, NAME_BYTES_MAX)?;
     }
-    if names.iter().collect::<BTreeSet<_>>().len() < names.len() {
+    if names.len() > 1 && names.iter().collect::<BTreeSet<_>>().len() < names.len() {
         return Err(invalid("one request names the same lock twice".into()));
     }
     Ok(())

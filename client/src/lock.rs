@@ -123,9 +123,11 @@ impl LockBuilder {
             Some(wait) if wait > WAIT_MAX => Patience::Forever,
             Some(wait) => Patience::AtMost(wait),
         };
-        let name = self.names.first().cloned().unwrap_or_default();
+        // What is busy is told to a try only.
+        let name = self.names.first().filter(|_| patience == Patience::Try).cloned();
         self.acquire(patience).await?.map_err(|contention| {
-            let timeout = WaitTimeout::new(&name, Duration::ZERO, None, Some(&contention));
+            let name = name.as_deref().unwrap_or_default();
+            let timeout = WaitTimeout::new(name, Duration::ZERO, None, Some(&contention));
             Error::WaitTimeout(Box::new(timeout))
         })
     }
@@ -143,7 +145,7 @@ impl LockBuilder {
             tracing::info_span!("lock.acquire", name, token = Empty, attempt = Empty, endpoint = Empty);
         let handle = self.handle;
         let wish = Wish {
-            ask: Arc::new(Ask { names: Arc::new(self.names), mode: self.mode, metadata: self.metadata }),
+            ask: Arc::new(Ask { names: self.names, mode: self.mode, metadata: self.metadata }),
             ttl: limits::whole_millis(self.ttl),
             kind: if self.auto_renew { Kind::Shared } else { Kind::Own },
             patience,

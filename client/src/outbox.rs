@@ -68,7 +68,7 @@ mod tests {
 
     fn acquire_of(ticket: u64, names: usize, name_bytes: usize) -> Op {
         let names = (0..names).map(|i| format!("{i:0name_bytes$}")).collect();
-        let ask = Ask { names: Arc::new(names), ..Ask::default() };
+        let ask = Ask { names, ..Ask::default() };
         Op::Acquire {
             session: SessionId(1),
             ticket: Ticket(ticket),
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn the_largest_operation_fits_into_one_message() {
         let mut ask = Ask {
-            names: Arc::new((0..limits::NAMES_MAX).map(|i| format!("{i:0512}")).collect()),
+            names: (0..limits::NAMES_MAX).map(|i| format!("{i:0512}")).collect(),
             mode: Mode::Permits { permits: u32::MAX, capacity: u32::MAX },
             ..Ask::default()
         };

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 use crate::info::{Contention, FencingToken};
@@ -125,8 +126,8 @@ enum Phase {
 
 #[derive(Debug)]
 pub(crate) struct Tickets {
-    entries: BTreeMap<Ticket, Entry>,
-    by_request: BTreeMap<RequestId, Ticket>,
+    entries: FxHashMap<Ticket, Entry>,
+    by_request: FxHashMap<RequestId, Ticket>,
     /// Whose operation is to be sent.
     unsent: BTreeSet<Ticket>,
     /// Whose operation is to be sent again then.
@@ -141,8 +142,8 @@ pub(crate) struct Tickets {
 impl Tickets {
     pub(crate) fn new() -> Tickets {
         Tickets {
-            entries: BTreeMap::new(),
-            by_request: BTreeMap::new(),
+            entries: FxHashMap::default(),
+            by_request: FxHashMap::default(),
             unsent: BTreeSet::new(),
             later: BTreeSet::new(),
             awaited: BTreeSet::new(),
@@ -166,9 +167,11 @@ impl Tickets {
         self.entries.values().any(|entry| matches!(entry.phase, Phase::Asking | Phase::Queued))
     }
 
-    /// Every caller with something in this session.
-    pub(crate) fn requests(&self) -> impl Iterator<Item = RequestId> {
-        self.by_request.keys().copied()
+    /// Every caller with something in this session, in the order in which they came.
+    pub(crate) fn requests(&self) -> Vec<RequestId> {
+        let mut requests: Vec<RequestId> = self.by_request.keys().copied().collect();
+        requests.sort_unstable();
+        requests
     }
 
     fn acked(&self) -> Ticket {
@@ -341,7 +344,8 @@ impl Tickets {
             |ticket: Ticket| finished.contains(&ticket) || answer.acked.is_some_and(|acked| ticket < acked);
 
         self.unsent.clear();
-        let tickets: Vec<Ticket> = self.entries.keys().copied().collect();
+        let mut tickets: Vec<Ticket> = self.entries.keys().copied().collect();
+        tickets.sort_unstable();
         for ticket in tickets {
             let entry = &self.entries[&ticket];
             let (request, token, place) = (entry.request, held.get(&ticket), queued.get(&ticket));

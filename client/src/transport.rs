@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::TryFutureExt;
 use hyper_util::rt::TokioIo;
 use raftlock_proto::v1::raft_lock_client::RaftLockClient;
-use raftlock_proto::{CLUSTER_ID_KEY, SESSION_RESPONSE_BYTES_MAX, v1};
+use raftlock_proto::{CLUSTER_ID_KEY, LEADER_KEY, SESSION_RESPONSE_BYTES_MAX, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,8 @@ impl Conn {
 pub(crate) struct Stream {
     /// As the server names it.
     pub cluster: Option<String>,
+    /// Where the leader is, if this server is not it.
+    pub leader: Option<String>,
     pub outbound: mpsc::Sender<v1::SessionRequest>,
     pub inbound: Inbound,
 }
@@ -82,8 +84,8 @@ pub(crate) async fn open(conn: &Conn) -> Result<Stream, Failure> {
     let (outbound, requests) = mpsc::channel(OUTBOUND_MESSAGES);
     let answer =
         conn.client.clone().session(ReceiverStream::new(requests)).await.map_err(Failure::from_status)?;
-    let cluster = cluster_of(answer.metadata());
-    Ok(Stream { cluster, outbound, inbound: Inbound(answer.into_inner()) })
+    let (cluster, leader) = (cluster_of(answer.metadata()), text(answer.metadata(), LEADER_KEY));
+    Ok(Stream { cluster, leader, outbound, inbound: Inbound(answer.into_inner()) })
 }
 
 impl Inbound {
@@ -98,7 +100,11 @@ impl Inbound {
 }
 
 fn cluster_of(metadata: &MetadataMap) -> Option<String> {
-    metadata.get(CLUSTER_ID_KEY)?.to_str().ok().map(str::to_owned)
+    text(metadata, CLUSTER_ID_KEY)
+}
+
+fn text(metadata: &MetadataMap, key: &str) -> Option<String> {
+    metadata.get(key)?.to_str().ok().map(str::to_owned)
 }
 
 /// What a caller asks about locks.

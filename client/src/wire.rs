@@ -25,7 +25,7 @@ pub(crate) struct Key(pub u64);
 pub(crate) struct Attachment(pub u64);
 
 /// Counts the requests of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(pub u64);
 
 impl Ticket {
@@ -36,7 +36,7 @@ impl Ticket {
 /// What one acquire asks for, whatever session it is asked in.
 #[derive(Debug, Default)]
 pub(crate) struct Ask {
-    pub names: Arc<Vec<String>>,
+    pub names: Vec<String>,
     pub mode: Mode,
     pub metadata: BTreeMap<String, String>,
 }
@@ -246,7 +246,7 @@ fn acquire(session: SessionId, ticket: Ticket, ask: &Ask, wait: Wait, acked: Tic
     v1::Acquire {
         session: session.0,
         ticket: ticket.0,
-        names: ask.names.to_vec(),
+        names: ask.names.clone(),
         mode: mode.into(),
         permits,
         capacity,

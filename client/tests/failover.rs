@@ -738,3 +738,50 @@ async fn a_stream_that_served_for_a_while_is_replaced_at_once_while_a_lock_is_he
     }
     assert!(guard.is_held());
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_first_stream_moves_to_the_leader_and_later_ones_stay() {
+    let net = Net::default();
+    let (mut a, mut b) = (net.node("a:1"), net.node("b:1"));
+    // Whichever comes first names the other.
+    a.follow("b:1");
+    b.follow("a:1");
+    let client = net.client("a:1,b:1");
+    client.get("anything").await.unwrap();
+    let (mut of_a, mut of_b) = (a.stream().await, b.stream().await);
+    let is_b_used = tokio::time::timeout(s(0.1), of_a.ends()).await.is_ok();
+    let (mut first, used, mut stream) = match is_b_used {
+        true => (a, b, of_b),
+        false => {
+            of_b.ends().await;
+            (b, a, of_a)
+        }
+    };
+    let guard = stream.grant(&client, "k", s(9.0), 5).await;
+    // It is lost, and the other names it as the leader again: there the client stays.
+    used.set(State::Down);
+    drop(stream);
+    let mut back = first.stream().await;
+    back.resumed(1, &[(1, 5)], &[]).await;
+    used.set(State::Up);
+    assert!(back.is_quiet_for(s(1.0)).await);
+    assert!(!used.has_stream());
+    assert!(guard.is_held());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_cannot_be_reached_or_is_no_endpoint_changes_nothing() {
+    for leader in ["b:1", "a:1", "elsewhere:1"] {
+        let net = Net::default();
+        let (mut a, b) = (net.node("a:1"), net.node("b:1"));
+        a.follow(leader);
+        b.set(State::Down);
+        let client = net.client("a:1,b:1");
+        let mut stream = node_stream(&mut a, &client).await;
+        b.set(State::Up);
+        let guard = stream.grant(&client, "k", s(9.0), 5).await;
+        assert!(stream.is_quiet_for(s(1.0)).await, "{leader}");
+        assert!(guard.is_held());
+        assert!(!a.has_stream() && !b.has_stream(), "{leader}");
+    }
+}

@@ -23,6 +23,10 @@ pub const DESCRIPTOR: &[u8] = include_bytes!("gen/descriptor.bin");
 /// Metadata key: the answering node's cluster id, on every answer of the public service.
 pub const CLUSTER_ID_KEY: &str = "raftlock-cluster-id";
 
+/// Metadata key: `host:port` of the leader for clients, with which a follower accepts a session stream. A client that names
+/// it among its endpoints may save itself the relay.
+pub const LEADER_KEY: &str = "raftlock-leader";
+
 /// Metadata key: set by a caller that wants an answer from the leader only, never through a relay.
 pub const NO_FORWARD_KEY: &str = "raftlock-no-forward";
 

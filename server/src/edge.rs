@@ -15,6 +15,7 @@ use raftlock_proto::peer::forward_request::Method;
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::{Draining, SessionRequest, SessionResponse};
 use tokio::sync::watch;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Status, Streaming};
 
 use crate::members::controller::Controller;
@@ -91,7 +92,7 @@ impl Why {
 
 /// All connections of clients to this node.
 pub struct Edge {
-    cluster: OnceLock<ClusterId>,
+    cluster: OnceLock<AsciiMetadataValue>,
     route: watch::Sender<Route>,
     outboxes: Mutex<Outboxes>,
 }
@@ -125,14 +126,14 @@ impl Edge {
         Arc::new(Edge { cluster: OnceLock::new(), route, outboxes: Mutex::default() })
     }
 
-    /// The cluster that this node belongs to, once it does.
-    pub fn cluster(&self) -> Option<ClusterId> {
-        self.cluster.get().copied()
+    /// The cluster that this node belongs to, once it does, as it is put on every answer.
+    pub fn cluster(&self) -> Option<&AsciiMetadataValue> {
+        self.cluster.get()
     }
 
     /// This node belongs to `cluster`, from here on and for good.
     pub fn joined(&self, cluster: ClusterId) {
-        let _ = self.cluster.set(cluster);
+        let _ = self.cluster.set(cluster.to_string().parse().expect("hexadecimal digits are a valid header"));
     }
 
     /// Where to go now.

@@ -15,13 +15,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lock_table::{EndCause, Event as TableEvent, Outcome, Output, RenewalNumber, SessionId};
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::{SessionLost, SessionsRenewed, session_lost};
+use rustc_hash::FxHashMap;
 use tokio::sync::oneshot;
 
 use crate::outbox::Outbox;
 use crate::service::convert::{self, Resumed};
 
 /// A client stream on this node, whether its connection ends here or at a follower that relays it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(u64);
 
 /// Who gets the outcome of a command.
@@ -78,8 +79,8 @@ pub struct Streams(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     next_stream: u64,
-    streams: BTreeMap<StreamId, Stream>,
-    attached: BTreeMap<SessionId, Attached>,
+    streams: FxHashMap<StreamId, Stream>,
+    attached: FxHashMap<SessionId, Attached>,
     parked: BTreeMap<SessionId, Vec<Caller>>,
     batches: BTreeMap<u64, Vec<Origin>>,
 }

@@ -108,7 +108,7 @@ fn overdue(rng: &mut fastrand::Rng) -> Result<(), String> {
     let ask = |session: u64| Command::Acquire {
         session: SessionId::new(session),
         ticket: Ticket::new(1),
-        names: vec![name("k")],
+        names: [name("k")].into(),
         mode: Mode::Exclusive,
         wait: Wait::None,
         metadata: Metadata::default(),

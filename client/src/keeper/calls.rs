@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::links::Task;
@@ -35,7 +36,8 @@ pub(super) enum Alarm {
 pub(super) struct Call {
     pub started: Instant,
     pub what: What,
-    alarms: Vec<(Instant, Alarm)>,
+    /// Nearly always one, or none.
+    alarms: SmallVec<[(Instant, Alarm); 1]>,
 }
 
 pub(super) enum What {
@@ -55,7 +57,7 @@ pub(super) enum ReadStage {
 
 impl Call {
     fn new(started: Instant, what: What) -> Call {
-        Call { started, alarms: Vec::new(), what }
+        Call { started, alarms: SmallVec::new(), what }
     }
 
     /// Sessions say for themselves what they need.
@@ -142,7 +144,8 @@ impl Keeper {
     /// A stream of the cluster is there.
     pub(super) fn connected(&mut self) {
         let connecting = self.calls.iter().filter(|(_, call)| matches!(call.what, What::Connecting { .. }));
-        let connecting: Vec<RequestId> = connecting.map(|(&request, _)| request).collect();
+        let mut connecting: Vec<RequestId> = connecting.map(|(&request, _)| request).collect();
+        connecting.sort_unstable();
         for request in connecting {
             if let Some(What::Connecting { reply }) = self.finish(request) {
                 let _ = reply.send(Ok(()));
@@ -152,7 +155,8 @@ impl Keeper {
 
     /// Everybody is told that it is over. Releases stay: closing the sessions will answer them.
     pub(super) fn end_calls(&mut self, reason: LostReason) {
-        let requests: Vec<RequestId> = self.calls.keys().copied().collect();
+        let mut requests: Vec<RequestId> = self.calls.keys().copied().collect();
+        requests.sort_unstable();
         for request in requests {
             if matches!(self.calls[&request].what, What::Releasing { .. }) {
                 continue;
@@ -178,7 +182,7 @@ impl Keeper {
         while let Some(&(at, request, alarm)) = self.alarms.first().filter(|(at, ..)| *at <= now.at) {
             self.alarms.remove(&(at, request, alarm));
             if let Some(call) = self.calls.get_mut(&request) {
-                call.alarms.retain(|&set| set != (at, alarm));
+                call.alarms.retain(|set| *set != (at, alarm));
             }
             self.sound(now, request, alarm);
         }

@@ -13,7 +13,7 @@ use crate::transport::{Answer, Question};
 use crate::wire::Ask;
 
 /// Names one call of one caller, and the guard that comes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RequestId(pub u64);
 
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Error>>;

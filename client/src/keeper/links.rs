@@ -2,6 +2,10 @@
 //!
 //! It decides when to connect and to whom; what goes over the streams is the keeper's. Each task here is owned by
 //! the field that holds its handle, and ends with it.
+//!
+//! A client's first stream may end at a follower, which says where the leader is. If that is one of the endpoints, it is
+//! tried once, while the first stream serves: each operation is then spared a relay. Later the client stays where it is; all
+//! clients of a cluster moving after each election would cost more than the relay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,6 +64,8 @@ pub(super) struct Link {
     outbound: mpsc::Sender<v1::SessionRequest>,
     since: Instant,
     draining: bool,
+    /// The leader, if this is the first stream and does not end there. It is tried once.
+    better: Option<Target>,
     /// A session was attached here: the endpoint serves.
     served: bool,
     _reader: Task,
@@ -74,6 +80,8 @@ impl Link {
 struct Attempt {
     id: u64,
     target: Target,
+    /// The stream in use is good enough, should it fail.
+    is_optional: bool,
     _task: Task,
 }
 
@@ -176,7 +184,9 @@ impl Links {
     fn wants_attempt(&self, need: Need) -> bool {
         let leaves = match &self.current {
             None => true,
-            Some(link) => link.draining && self.endpoints.has_other(&link.target.address),
+            Some(link) => {
+                link.better.is_some() || link.draining && self.endpoints.has_other(&link.target.address)
+            }
         };
         need.stream && leaves && self.attempt.is_none()
     }
@@ -186,8 +196,11 @@ impl Links {
     }
 
     fn start_attempt(&mut self, need: Need) {
+        let better = self.current.as_mut().and_then(|link| link.better.take());
+        let is_optional = better.is_some();
         let avoid = self.current.as_ref().map(|link| link.target.address.clone());
-        let Some(target) = self.endpoints.choose(avoid.as_deref(), self.standby.address()) else {
+        let chosen = better.or_else(|| self.endpoints.choose(avoid.as_deref(), self.standby.address()));
+        let Some(target) = chosen else {
             return;
         };
         let conn = self.standby.take(&target);
@@ -209,7 +222,7 @@ impl Links {
             // Nobody listens any more: then nobody needs the stream either.
             let _ = happenings.send(Happening::Connected { attempt: id, result: result.map(Box::new) }).await;
         });
-        self.attempt = Some(Attempt { id, target, _task: Task(task) });
+        self.attempt = Some(Attempt { id, target, is_optional, _task: Task(task) });
     }
 
     fn start_standby(&mut self) {
@@ -238,7 +251,7 @@ impl Links {
         need: Need,
         random: &mut Random,
     ) -> Option<Attachment> {
-        let Attempt { target, .. } = self.attempt.take_if(|current| current.id == attempt)?;
+        let Attempt { target, is_optional, .. } = self.attempt.take_if(|current| current.id == attempt)?;
         let checked =
             result.and_then(|opened| match self.endpoints.reached(&target, opened.1.cluster.as_deref()) {
                 Reached::Ours => Ok(opened),
@@ -253,7 +266,9 @@ impl Links {
             Ok(opened) => Some(self.take_up(target, *opened, now)),
             Err(failure) => {
                 debug!(endpoint = target.address, reason = failure.reason, "endpoint failed");
-                self.try_next(&target, &failure, now, need, random);
+                if !is_optional || self.current.is_none() {
+                    self.try_next(&target, &failure, now, need, random);
+                }
                 None
             }
         }
@@ -296,9 +311,12 @@ impl Links {
         });
         let _reader = Task(reader);
         let outbound = stream.outbound;
+        let leader = stream.leader.filter(|_| !self.reached_any);
+        let better = leader.and_then(|leader| self.endpoints.known(&leader, &target));
         let endpoint = target.address.as_str().into();
         let (draining, served) = (false, false);
-        let link = Link { id, conn, target, endpoint, outbound, since: now, draining, served, _reader };
+        let link =
+            Link { id, conn, target, endpoint, outbound, since: now, draining, better, served, _reader };
         self.outbox.clear();
         if let Some(old) = self.current.replace(link) {
             self.retired = Some(old);

@@ -180,7 +180,7 @@ impl Keeper {
         let What::Acquiring { wish, .. } = &call.what else {
             return;
         };
-        let cell = Arc::new(GuardCell::new(wish.ask.names.clone(), token, lease));
+        let cell = Arc::new(GuardCell::new(wish.ask.clone(), token, lease));
         let holding = What::Holding { slot, cell: cell.clone() };
         if let What::Acquiring { reply, .. } = std::mem::replace(&mut call.what, holding) {
             // A caller that is gone has posted its farewell, and that releases the lock.
@@ -253,8 +253,7 @@ impl Keeper {
             cell.end();
         }
         let mut lost: BTreeMap<FencingToken, Arc<GuardCell>> = BTreeMap::new();
-        let requests: Vec<RequestId> = session.tickets.requests().collect();
-        for request in requests {
+        for request in session.tickets.requests() {
             match self.calls.get(&request).map(|call| &call.what) {
                 Some(What::Acquiring { .. }) => self.submit(self.now(), request),
                 Some(What::Holding { .. }) => {
@@ -282,8 +281,7 @@ impl Keeper {
         let Some(session) = self.forget(slot) else {
             return;
         };
-        let requests: Vec<RequestId> = session.tickets.requests().collect();
-        for request in requests {
+        for request in session.tickets.requests() {
             if let Some(What::Releasing { reply: Some(reply) }) = self.finish(request) {
                 let _ = reply.send(Ok(()));
             }
@@ -295,8 +293,7 @@ impl Keeper {
         let Some(session) = self.forget(slot) else {
             return;
         };
-        let requests: Vec<RequestId> = session.tickets.requests().collect();
-        for request in requests {
+        for request in session.tickets.requests() {
             self.failed(request, error);
         }
     }

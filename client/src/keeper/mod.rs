@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
@@ -91,7 +92,7 @@ pub(crate) struct Keeper {
     by_id: BTreeMap<SessionId, Slot>,
     /// Opens and resumes that await their answer.
     by_key: BTreeMap<Key, Slot>,
-    calls: BTreeMap<RequestId, Call>,
+    calls: FxHashMap<RequestId, Call>,
     /// Reads that are to be sent. Some may be over.
     unasked: BTreeSet<RequestId>,
     alarms: BTreeSet<(Instant, RequestId, Alarm)>,
@@ -131,7 +132,7 @@ impl Keeper {
             shared: BTreeMap::new(),
             by_id: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            calls: BTreeMap::new(),
+            calls: FxHashMap::default(),
             unasked: BTreeSet::new(),
             alarms: BTreeSet::new(),
             last_slot: 0,

@@ -20,7 +20,7 @@ use raftlock_proto::v1::raft_lock_server::{RaftLock, RaftLockServer};
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::session_op::Op;
 use raftlock_proto::v1::ticket_outcome::Outcome;
-use raftlock_proto::{CLUSTER_ID_KEY, SESSION_REQUEST_BYTES_MAX, v1};
+use raftlock_proto::{CLUSTER_ID_KEY, LEADER_KEY, SESSION_REQUEST_BYTES_MAX, v1};
 use tokio::io::DuplexStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -103,12 +103,17 @@ impl Net {
 
     pub fn node_of(&self, address: &str, cluster: &str) -> Node {
         let (streams, opened) = mpsc::unbounded_channel();
-        let refusal = Arc::new(Mutex::new(None));
+        let (refusal, leader) = (Arc::default(), Arc::default());
         let answers = Arc::new(Mutex::new(Answers::default()));
-        let service =
-            Service { cluster: cluster.into(), streams, refusal: refusal.clone(), answers: answers.clone() };
+        let service = Service {
+            cluster: cluster.into(),
+            streams,
+            refusal: Arc::clone(&refusal),
+            leader: Arc::clone(&leader),
+            answers: answers.clone(),
+        };
         serve(service, self.listen(address));
-        Node { net: self.clone(), address: address.into(), opened, refusal, answers }
+        Node { net: self.clone(), address: address.into(), opened, refusal, leader, answers }
     }
 
     /// The seams of a client in this network, on the caller's runtime; and the keeper's end.
@@ -152,6 +157,7 @@ pub struct Node {
     pub address: String,
     opened: mpsc::UnboundedReceiver<Script>,
     refusal: Arc<Mutex<Option<Status>>>,
+    leader: Arc<Mutex<Option<String>>>,
     pub answers: Arc<Mutex<Answers>>,
 }
 
@@ -179,6 +185,11 @@ impl Node {
         *self.refusal.lock().unwrap() = status;
     }
 
+    /// It says of itself that it follows this leader.
+    pub fn follow(&self, leader: &str) {
+        *self.leader.lock().unwrap() = Some(leader.to_owned());
+    }
+
     pub fn set(&self, state: State) {
         self.net.set(&self.address, state);
     }
@@ -188,6 +199,7 @@ struct Service {
     cluster: String,
     streams: mpsc::UnboundedSender<Script>,
     refusal: Arc<Mutex<Option<Status>>>,
+    leader: Arc<Mutex<Option<String>>>,
     answers: Arc<Mutex<Answers>>,
 }
 
@@ -219,7 +231,11 @@ impl RaftLock for Service {
             messages: 0,
         };
         let _ = self.streams.send(script);
-        Ok(named(&self.cluster, Box::pin(ReceiverStream::new(body))))
+        let mut accepted = named(&self.cluster, Box::pin(ReceiverStream::new(body)) as Responses);
+        if let Some(leader) = &*self.leader.lock().unwrap() {
+            accepted.metadata_mut().insert(LEADER_KEY, leader.parse().unwrap());
+        }
+        Ok(accepted)
     }
 
     async fn get_lock(

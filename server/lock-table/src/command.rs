@@ -3,11 +3,16 @@
 //! A batch is one entry of the log. It names the version of the rules it is applied under, so that
 //! all nodes apply it alike or not at all. How it is written as bytes is in `wire.rs`.
 
+use smallvec::SmallVec;
+
 use crate::envelope::{self, BATCH_FORMAT, DecodeError};
 use crate::limits::Settings;
 use crate::text::{Name, Owner, RequestId};
 use crate::types::{Metadata, Mode, RenewalNumber, Secret, SessionId, Ticket, Token, Ttl, Wait};
 use crate::wire;
+
+/// The names that a client listed. There is nearly always just one.
+pub type NameList = SmallVec<[Name; 1]>;
 
 /// The version of the rules that this code applies. Raised with every change of what a batch does
 /// to a table.
@@ -121,7 +126,7 @@ pub enum Command {
     Acquire {
         session: SessionId,
         ticket: Ticket,
-        names: Vec<Name>,
+        names: NameList,
         mode: Mode,
         wait: Wait,
         metadata: Metadata,

@@ -43,7 +43,7 @@
 //! let acquire = |session, ticket| Command::Acquire {
 //!     session,
 //!     ticket: Ticket::new(ticket),
-//!     names: vec![Name::new("payment:42").unwrap()],
+//!     names: [Name::new("payment:42").unwrap()].into(),
 //!     mode: Mode::Exclusive,
 //!     wait: Wait::Forever,
 //!     metadata: Metadata::default(),
@@ -148,7 +148,7 @@ mod view;
 mod wire;
 mod work;
 
-pub use command::{BATCH_BYTES_MAX, Batch, Command, RULE_VERSION, Renewal, SEAL_BYTES_MAX};
+pub use command::{BATCH_BYTES_MAX, Batch, Command, NameList, RULE_VERSION, Renewal, SEAL_BYTES_MAX};
 pub use envelope::DecodeError;
 pub use limits::{
     Limits, METADATA_BYTES_CEILING, NAMES_PER_REQUEST_CEILING, Settings, TICKET_WINDOW_CEILING,

@@ -5,6 +5,7 @@
 
 use std::num::NonZeroU64;
 
+use crate::command::NameList;
 use crate::limits::NAMES_PER_REQUEST_CEILING;
 use crate::outcome::{How, Rejection};
 use crate::text::{Name, Owner, RequestId};
@@ -103,7 +104,7 @@ pub(crate) enum Names {
 impl Names {
     /// Takes the names a client listed. Fails if there is none, if there are more than any cluster
     /// allows, or if one is there twice.
-    pub(crate) fn new(mut names: Vec<Name>) -> Result<Self, Rejection> {
+    pub(crate) fn new(mut names: NameList) -> Result<Self, Rejection> {
         if names.is_empty() {
             return Err(Rejection::invalid("names", "must not be empty"));
         }
@@ -118,7 +119,7 @@ impl Names {
         sorted.sort();
         match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
             Some(pair) => Err(Rejection::invalid("names", format!("{:?} is there twice", pair[0]))),
-            None => Ok(Self::Many(names.into())),
+            None => Ok(Self::Many(names.into_boxed_slice())),
         }
     }
 

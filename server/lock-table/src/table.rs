@@ -334,7 +334,7 @@ mod tests {
         commands.extend((1..=LOCKS).map(|number| Command::Acquire {
             session: SessionId::new(1),
             ticket: Ticket::new(number),
-            names: vec![Name::new(&format!("k{number}")).expect("a good name")],
+            names: [Name::new(&format!("k{number}")).expect("a good name")].into(),
             mode: Mode::Exclusive,
             wait: Wait::None,
             metadata: Metadata::default(),

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::command::{Batch, Command, RULE_VERSION, Renewal};
+use crate::command::{Batch, Command, NameList, RULE_VERSION, Renewal};
 use crate::convert::{self, Mode, Settings, invalid};
 use crate::envelope::DecodeError;
 use crate::fields::{Fields, Value, bytes, message, number, present};
@@ -298,19 +298,14 @@ fn read_open(body: &[u8]) -> Result<Command, DecodeError> {
 
 fn read_acquire(body: &[u8]) -> Result<Command, DecodeError> {
     let (mut session, mut ticket, mut acked) = (0, 0, 0);
-    let (mut names, mut metadata) = (Vec::new(), BTreeMap::new());
+    let (mut names, mut metadata) = (NameList::new(), BTreeMap::new());
     let (mut mode, mut wait) = (types::Mode::Exclusive, Wait::None);
     let mut fields = Fields(body);
     while let Some((tag, value)) = fields.next()? {
         match tag {
             1 => session = value.number("session")?,
             2 => ticket = value.number("ticket")?,
-            3 => {
-                if names.is_empty() {
-                    names.reserve_exact(1); // there is nearly always just one
-                }
-                names.push(convert::name(value.text("name")?)?);
-            }
+            3 => names.push(convert::name(value.text("name")?)?),
             4 => mode = read_mode(value)?,
             5 => wait = Wait::Ms(value.number("wait")?),
             6 => match value.number("wait")? {

@@ -374,43 +374,49 @@ async fn follow(
     let mut metrics = raft.metrics();
     let mut applied = machine.applied();
     loop {
-        let now = metrics.borrow_watched().clone();
-        if let Err(reason) = &now.running_state {
-            standing.send_replace(Standing { role: "stopped", ..Standing::default() });
-            fatal.send_replace(Some(reason.to_string()));
-            return;
-        }
-        let leads = now.state == ServerState::Leader && now.current_leader == Some(me);
-        let serves = may_serve(me, &now, *applied.borrow_and_update());
-        let members = now.membership_config.membership();
-        // Heartbeats are acknowledged too, so an idle leader hears from its quorum all the time.
-        let silence = match members.voter_ids().all(|voter| voter == me) {
-            true => Some(Duration::ZERO),
-            false => now.last_quorum_acked.map(|acked| acked.elapsed()),
-        };
-        let leader = now.vote.leader_id;
-        let left = if serves { touch.left(leader, silence) } else { Duration::ZERO };
-        let lost_quorum = serves && left.is_zero();
-        let known = now.current_leader.filter(|_| !lost_quorum);
-        let next = Standing {
-            leader: known.and_then(|id| Some((id, members.get_node(&id)?.clone()))),
-            office: (!left.is_zero()).then_some(Office { leader, losses: touch.losses() }),
-            term: now.current_term,
-            role: match now.state {
+        // Several times a batch: nothing is copied as long as nothing has changed.
+        let (left, leads, serves) = {
+            let now = metrics.borrow_watched();
+            if let Err(reason) = &now.running_state {
+                standing.send_replace(Standing { role: "stopped", ..Standing::default() });
+                fatal.send_replace(Some(reason.to_string()));
+                return;
+            }
+            let leads = now.state == ServerState::Leader && now.current_leader == Some(me);
+            let serves = may_serve(me, &now, *applied.borrow_and_update());
+            let members = now.membership_config.membership();
+            // Heartbeats are acknowledged too, so an idle leader hears from its quorum all the time.
+            let silence = match members.voter_ids().all(|voter| voter == me) {
+                true => Some(Duration::ZERO),
+                false => now.last_quorum_acked.map(|acked| acked.elapsed()),
+            };
+            let in_office = now.vote.leader_id;
+            let left = if serves { touch.left(in_office, silence) } else { Duration::ZERO };
+            let lost_quorum = serves && left.is_zero();
+            let known = now.current_leader.filter(|_| !lost_quorum);
+            let leader = known.and_then(|id| Some((id, members.get_node(&id)?)));
+            let office = (!left.is_zero()).then_some(Office { leader: in_office, losses: touch.losses() });
+            let term = now.current_term;
+            let role = match now.state {
                 ServerState::Leader => "leader",
                 ServerState::Candidate => "candidate",
                 ServerState::Learner => "learner",
                 _ => "follower",
-            },
+            };
+            standing.send_if_modified(|old| {
+                if lost_quorum && old.office.is_some() {
+                    tracing::warn!(term, "no quorum answers this leader: it serves no more for now");
+                }
+                let same_leader = old.leader.as_ref().map(|(id, member)| (*id, member)) == leader;
+                let same = same_leader && (old.office, old.term, old.role) == (office, term, role);
+                if !same {
+                    let leader = leader.map(|(id, member)| (id, member.clone()));
+                    *old = Standing { leader, office, term, role };
+                }
+                !same
+            });
+            (left, leads, serves)
         };
-        standing.send_if_modified(|old| {
-            if lost_quorum && old.office.is_some() {
-                tracing::warn!(term = next.term, "no quorum answers this leader: it serves no more for now");
-            }
-            let changed = *old != next;
-            *old = next;
-            changed
-        });
         tokio::select! {
             biased;
             changed = metrics.changed() => if changed.is_err() { return },

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 
 use lock_table::{
     Command, Contention, ContentionKind, Event as TableEvent, HolderView, How, LockView, Metadata, Mode,
-    Name, Outcome, Owner, Rejection, RenewalNumber, RequestId, Secret, SessionId, SessionView, Ticket, Token,
-    Ttl, Wait,
+    Name, NameList, Outcome, Owner, Rejection, RenewalNumber, RequestId, Secret, SessionId, SessionView,
+    Ticket, Token, Ttl, Wait,
 };
 use raftlock_proto::v1::session_event::Event;
 use raftlock_proto::v1::ticket_outcome::Outcome as WireOutcome;
@@ -251,7 +251,7 @@ pub fn acquire_command(acquire: v1::Acquire) -> Checked<Command> {
     if acquire.names.is_empty() || acquire.names.len() > NAMES_MAX {
         return Err(invalid("names", format!("must be 1 to {NAMES_MAX}")));
     }
-    let names: Vec<Name> = acquire.names.iter().map(|name| Name::new(name)).collect::<Checked<_>>()?;
+    let names: NameList = acquire.names.iter().map(|name| Name::new(name)).collect::<Checked<_>>()?;
     let wait = match acquire.wait {
         None | Some(acquire::Wait::WaitForever(false)) | Some(acquire::Wait::WaitMs(0)) => Wait::None,
         Some(acquire::Wait::WaitMs(ms)) => Wait::Ms(ms),

@@ -13,14 +13,13 @@ use prost::Message;
 use raftlock_proto::peer::forward_request::Method;
 use raftlock_proto::v1::raft_lock_server::RaftLock;
 use raftlock_proto::v1::{self, SessionRequest, SessionResponse};
-use raftlock_proto::{CLUSTER_ID_KEY, NO_FORWARD_KEY};
+use raftlock_proto::{CLUSTER_ID_KEY, LEADER_KEY, NO_FORWARD_KEY};
 use tokio::sync::oneshot;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{AsciiMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{convert, status};
 use crate::edge::{Edge, Route};
-use crate::peers::ClusterId;
 use crate::proposer::{NotTaken, Proposer};
 use crate::raft::RaftHandle;
 use crate::streams::{CallAnswer, Caller, Origin};
@@ -240,6 +239,13 @@ impl LockService {
     }
 }
 
+impl LockService {
+    fn accepted(&self, request: Request<Streaming<SessionRequest>>) -> Result<Response<Responses>, Status> {
+        let responses = self.edge.clone().stream(request.into_inner());
+        responses.map(|responses| Response::new(Box::pin(responses) as Responses))
+    }
+}
+
 /// Whether a call may stay with the leader for as long as its lock is queued.
 trait Waits {
     fn waits(&self) -> bool {
@@ -305,9 +311,14 @@ impl RaftLock for LockService {
                 Err(status::not_leader(Some(relay.leader())))
             }
             Route::Nowhere(why) => Err(why.status()),
-            Route::Here(_) | Route::There(_) => {
-                let responses = self.edge.clone().stream(request.into_inner());
-                responses.map(|responses| Response::new(Box::pin(responses) as Responses))
+            Route::Here(_) => self.accepted(request),
+            Route::There(relay) => {
+                let mut accepted = self.accepted(request);
+                let leader = relay.leader().1.client_address.parse();
+                if let (Ok(accepted), Ok(leader)) = (&mut accepted, leader) {
+                    accepted.metadata_mut().insert(LEADER_KEY, leader);
+                }
+                accepted
             }
         };
         named(self.edge.cluster(), opened)
@@ -316,11 +327,10 @@ impl RaftLock for LockService {
 
 /// Puts the cluster's id on an answer, good or bad.
 pub(super) fn named<T>(
-    cluster: Option<ClusterId>,
+    cluster: Option<&AsciiMetadataValue>,
     answer: Result<Response<T>, Status>,
 ) -> Result<Response<T>, Status> {
-    let Some(cluster) = cluster else { return answer };
-    let id = cluster.to_string().parse().expect("hexadecimal digits are a valid header");
+    let Some(id) = cluster.cloned() else { return answer };
     match answer {
         Ok(mut answer) => {
             answer.metadata_mut().insert(CLUSTER_ID_KEY, id);

@@ -9,9 +9,10 @@ use super::poison::Poison;
 use super::{FileStats, StoreError};
 use lock_table::planted;
 use rusqlite::Connection;
+use rusqlite::hooks::Wal;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -94,13 +95,27 @@ pub(super) struct Core<D: Desk> {
     desk: D,
     poison: Arc<Poison>,
     counters: Arc<Counters>,
-    /// In the WAL after the last commit.
-    frames: i64,
+    /// In the WAL after the last commit, as SQLite says at each commit that wrote something.
+    frames: Arc<AtomicI64>,
+    /// The same when it was last looked at.
+    frames_counted: i64,
 }
 
 impl<D: Desk> Core<D> {
-    pub(super) fn new(db: Connection, desk: D, poison: Arc<Poison>, counters: Arc<Counters>) -> Self {
-        Self { db: ManuallyDrop::new(db), desk, poison, counters, frames: 0 }
+    pub(super) fn new(
+        mut db: Connection,
+        desk: D,
+        poison: Arc<Poison>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, StoreError> {
+        let frames: Arc<AtomicI64> = Arc::default();
+        let told = Arc::clone(&frames);
+        let hook = move |_: &mut Wal, frames| {
+            told.store(i64::from(frames), Ordering::Relaxed);
+            Ok(())
+        };
+        db.wal_hook(Some(hook)).map_err(|e| StoreError::from_sqlite(D::FILE, "watching the WAL", e))?;
+        Ok(Self { db: ManuallyDrop::new(db), desk, poison, counters, frames, frames_counted: 0 })
     }
 
     /// Does all the work, in one transaction if `riders` came with it, and answers.
@@ -210,16 +225,16 @@ impl<D: Desk> Core<D> {
     fn checkpoint_if_due(&mut self) {
         let mut run = || {
             self.commit_late()?;
-            let frames = checkpoint(&self.db, D::FILE, "NOOP")?.frames;
+            let frames = self.frames.load(Ordering::Relaxed);
             // Fewer than before: the WAL began anew.
-            let before = std::mem::replace(&mut self.frames, frames);
+            let before = std::mem::replace(&mut self.frames_counted, frames);
             let written = if frames < before { frames } else { frames - before };
             self.counters.wal_bytes.fetch_add(written as u64 * FRAME_BYTES, Ordering::Relaxed);
             let Some(mode) = checkpoint_mode(frames) else {
                 return Ok(());
             };
             self.counters.checkpoints.fetch_add(1, Ordering::Relaxed);
-            if checkpoint(&self.db, D::FILE, mode)?.busy {
+            if checkpoint(&self.db, D::FILE, mode)? {
                 // Only a second connection could be in the way, and locking_mode=EXCLUSIVE lets none in.
                 let what = "a checkpoint met another connection".to_owned();
                 return Err(StoreError::Unfit { file: D::FILE, what });

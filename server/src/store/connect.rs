@@ -97,21 +97,12 @@ pub(super) fn void_old_frames(db: &Connection, file: &'static str) -> Result<(),
     }
 }
 
-/// What a checkpoint said.
-pub(super) struct Checkpoint {
-    /// It could not do all it was asked.
-    pub(super) busy: bool,
-    /// Frames in the WAL.
-    pub(super) frames: i64,
-}
-
-/// Runs `PRAGMA wal_checkpoint(mode)`; an answer that shows another journal mode is an error.
-pub(super) fn checkpoint(db: &Connection, file: &'static str, mode: &str) -> Result<Checkpoint, StoreError> {
+/// Runs `PRAGMA wal_checkpoint(mode)`, and says whether something was in the way of all that was asked. An answer that
+/// shows another journal mode is an error.
+pub(super) fn checkpoint(db: &Connection, file: &'static str, mode: &str) -> Result<bool, StoreError> {
     let answer = pragma(db, file, &format!("PRAGMA wal_checkpoint({mode})"))?;
     match answer.first().map(Vec::as_slice) {
-        Some([Value::Integer(busy), Value::Integer(frames), _]) if *frames >= 0 => {
-            Ok(Checkpoint { busy: *busy != 0, frames: *frames })
-        }
+        Some([Value::Integer(busy), Value::Integer(frames), _]) if *frames >= 0 => Ok(*busy != 0),
         _ => {
             Err(StoreError::Unfit { file, what: format!("not in WAL mode: a checkpoint answers {answer:?}") })
         }
@@ -138,7 +129,7 @@ fn switch_to_wal(db: &Connection, file: &'static str) -> Result<(), StoreError> 
     if answer != [[text("wal")]] {
         return Err(StoreError::Unfit { file, what: format!("journal_mode=WAL answers {answer:?}") });
     }
-    if checkpoint(db, file, "PASSIVE")?.busy {
+    if checkpoint(db, file, "PASSIVE")? {
         return Err(StoreError::InUse { file });
     }
     Ok(())

@@ -176,11 +176,11 @@ impl Store {
 
         let db = open_file(&schema::RAFT, &options, &place)?;
         let (memory, desk) = scan::scan(&db, options.cache_bytes)?;
-        let core = Core::new(db, desk, Arc::clone(&poison), Arc::clone(&log_counters));
+        let core = Core::new(db, desk, Arc::clone(&poison), Arc::clone(&log_counters))?;
 
         let db = open_file(&schema::SNAPSHOTS, &options, &place)?;
         let desk = SnapshotDesk::open(&db, memory.pointer.as_ref().map(|p| p.id.as_str()))?;
-        let snapshot_core = Core::new(db, desk, Arc::clone(&poison), Arc::clone(&snapshot_counters));
+        let snapshot_core = Core::new(db, desk, Arc::clone(&poison), Arc::clone(&snapshot_counters))?;
 
         place.sync_names()?;
         place.make_ballast(options.ballast_bytes);

@@ -165,7 +165,15 @@ fn some_command(rng: &mut fastrand::Rng) -> Command {
             names.dedup();
             let entries = (0..rng.u8(0..2)).map(|at| (format!("key-{at}"), "value".to_owned()));
             let metadata = Metadata::new(entries.collect());
-            Command::Acquire { session, ticket, names, mode: some_mode(rng), wait, metadata, acked }
+            Command::Acquire {
+                session,
+                ticket,
+                names: names.into(),
+                mode: some_mode(rng),
+                wait,
+                metadata,
+                acked,
+            }
         }
         7 => Command::Cancel { session, ticket, acked },
         8 => Command::Release { session, ticket, token, acked },

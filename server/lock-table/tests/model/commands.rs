@@ -45,7 +45,7 @@ impl Model {
                     return Ok(Outcome::SessionUnknown { session });
                 }
                 let wait = if wait == Wait::Ms(0) { Wait::None } else { wait };
-                self.acquire(session, ticket.get(), (names, mode, metadata, Some(wait)))
+                self.acquire(session, ticket.get(), (names.into_vec(), mode, metadata, Some(wait)))
             }
             Command::Cancel { session, ticket, acked } => {
                 if !self.acknowledge(session, acked) {

@@ -37,7 +37,7 @@ impl Model {
         let (names, mode, metadata, wait) = request.arguments.clone().expect("filtered above");
         let wait = wait.expect("filtered above");
         let (session, ticket) = (request.session, Ticket::new(request.ticket));
-        Command::Acquire { session, ticket, names, mode, wait, metadata, acked }
+        Command::Acquire { session, ticket, names: names.into(), mode, wait, metadata, acked }
     }
 
     pub fn token_last(&self) -> u64 {

@@ -87,6 +87,11 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     Some(pages * rustix::param::page_size() as u64)
 }
 
+/// Processor time of a process so far.
+pub fn processor_seconds(pid: u32) -> Option<f64> {
+    cpu_seconds(&pid.to_string())
+}
+
 /// User and system time of a process, from `/proc`; see proc_pid_stat(5).
 fn cpu_seconds(pid: &str) -> Option<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

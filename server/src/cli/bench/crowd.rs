@@ -22,6 +22,9 @@ use crate::cli::failure::{Failure, chain};
 /// Sessions of one stream.
 pub const STREAM_SESSIONS: usize = 1_000;
 
+/// Connections that are opened at once: fewer than a listening socket keeps waiting.
+const DIALLED_MAX: usize = 100;
+
 /// Operations in a message: far below what one may have.
 const MESSAGE_OPS: usize = 500;
 
@@ -54,6 +57,16 @@ impl Crowd {
             Stream::open(address, STREAM_SESSIONS.min(sessions - at * STREAM_SESSIONS), ttl)
         });
         Ok(Crowd { streams: try_join_all(opening).await? })
+    }
+
+    /// So many connections to one node, each with a stream and a session of its own.
+    pub async fn connect(address: &str, connections: usize, ttl: Duration) -> Result<Crowd, Failure> {
+        let mut streams = Vec::with_capacity(connections);
+        while streams.len() < connections {
+            let part = DIALLED_MAX.min(connections - streams.len());
+            streams.extend(try_join_all((0..part).map(|_| Stream::open(address, 1, ttl))).await?);
+        }
+        Ok(Crowd { streams })
     }
 }
 

@@ -133,6 +133,11 @@ impl Local {
         self.nodes.iter().filter_map(|node| node.child.as_ref()?.id()).collect()
     }
 
+    /// The process of one, if it is up.
+    pub fn pid(&self, at: usize) -> Option<u32> {
+        self.nodes[at].child.as_ref()?.id()
+    }
+
     /// Which node leads, as soon as one says so of itself.
     pub async fn leader(&self) -> Result<usize, Failure> {
         let looking = async {

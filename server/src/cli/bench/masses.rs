@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use super::crowd::{Crowd, STREAM_SESSIONS};
 use super::figures::{histogram, micros};
 use super::load::{self, Measured};
-use super::{Args, Bench, Workload, pairs};
+use super::{Args, Bench, Workload, cost, pairs};
 use crate::cli::calls;
 use crate::cli::failure::Failure;
 
@@ -39,6 +39,7 @@ pub async fn run(bench: &mut Bench, args: &Args, count: usize, time: Duration) -
         Workload::Renew => renew(bench, count, time).await,
         Workload::Expire => expire(bench, count).await,
         Workload::Sessions => sessions(bench, count, time).await,
+        Workload::Connections => connections(bench, count, time).await,
         Workload::Held => held(bench, count, time).await,
         Workload::Waiters => waiters(bench, count, time).await,
         Workload::Restart => restart(bench, count).await,
@@ -47,9 +48,32 @@ pub async fn run(bench: &mut Bench, args: &Args, count: usize, time: Duration) -
     }
 }
 
-/// All are renewed every third of their lease; the times are from a renewal of a stream's sessions to the last answer.
+/// All are renewed every third of their lease, for `time` alone and for as long beside others at work. The times are from
+/// a renewal of a stream's sessions to the last answer, of the time alone.
 async fn renew(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
     let mut crowd = Crowd::open(bench, count, TTL).await?;
+    let leader = match &bench.local {
+        Some(local) => local.pid(local.leader().await?),
+        None => None,
+    };
+    let cpu = || leader.and_then(cost::processor_seconds);
+    let (before, began) = (cpu(), bench.clock.monotonic());
+    let mut measured = renewed(bench, &mut crowd, count, time).await?;
+    if let Some((now, before)) = cpu().zip(before) {
+        let share = (now - before) / (bench.clock.monotonic() - began).as_secs_f64();
+        measured = measured.with("leader_core_percent", 100.0 * share);
+    }
+    let beside = pairs::beside(bench, BESIDE, time);
+    let (_, others) = tokio::try_join!(renewed(bench, &mut crowd, count, time), beside)?;
+    Ok(measured.with("others_per_s", others.ops as f64 / others.took.as_secs_f64()))
+}
+
+async fn renewed(
+    bench: &Bench,
+    crowd: &mut Crowd,
+    count: usize,
+    time: Duration,
+) -> Result<Measured, Failure> {
     let (clock, began) = (bench.clock.clone(), bench.clock.monotonic());
     let renewing = crowd.streams.iter_mut().enumerate().map(|(at, stream)| {
         let clock = clock.clone();
@@ -108,6 +132,16 @@ async fn sessions(bench: &Bench, count: usize, time: Duration) -> Result<Measure
     let before = bench.rss();
     let _crowd = Crowd::open(bench, count, LONG_TTL).await?;
     weighed(bench, before, count, "rss_bytes_per_session", time).await
+}
+
+async fn connections(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {
+    let leader = match &bench.local {
+        Some(local) => local.leader().await?,
+        None => 0,
+    };
+    let before = bench.rss();
+    let _crowd = Crowd::connect(&bench.addresses[leader], count, LONG_TTL).await?;
+    weighed(bench, before, count, "rss_bytes_per_connection", time).await
 }
 
 async fn held(bench: &Bench, count: usize, time: Duration) -> Result<Measured, Failure> {

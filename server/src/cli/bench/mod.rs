@@ -55,11 +55,11 @@ const PROGRESS: Duration = Duration::from_millis(200);
 /// hold one lock together. `failover` kills the leader under load, `transfer` has it hand over; their times are the
 /// longest without a grant. `steady` is `pairs` for minutes, in which elections are counted.
 ///
-/// With `--clients` for how many: `renew` keeps sessions alive, 10 s each, a thousand on a stream. `expire` has them hold
-/// a lock each and end at once; its times are those of 64 others. `sessions`, `held` and `waiters` say what each costs in
-/// memory, and how 64 others fare. `restart` kills all nodes while locks are held; its time is until the next grant.
-/// `snapshot` has 64 others work while snapshots of held locks are taken, and one travels to a node that was away. `mixed`
-/// is 93 % renewals, 6 % reads and 1 % pairs.
+/// With `--clients` for how many: `renew` keeps sessions alive, 10 s each, a thousand on a stream, alone and beside 64
+/// others. `expire` has them hold a lock each and end at once; its times are those of 64 others. `sessions`, `connections`,
+/// `held` and `waiters` say what each costs in memory, and how 64 others fare. `restart` kills all nodes while locks are
+/// held; its time is until the next grant. `snapshot` has 64 others work while snapshots of held locks are taken, and one
+/// travels to a node that was away. `mixed` is 93 % renewals, 6 % reads and 1 % pairs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// What to measure.
@@ -106,6 +106,7 @@ enum Workload {
     Renew,
     Expire,
     Sessions,
+    Connections,
     Held,
     Waiters,
     Restart,
@@ -132,6 +133,7 @@ impl Workload {
             Workload::Renew => "renew",
             Workload::Expire => "expire",
             Workload::Sessions => "sessions",
+            Workload::Connections => "connections",
             Workload::Held => "held",
             Workload::Waiters => "waiters",
             Workload::Restart => "restart",
@@ -156,6 +158,7 @@ impl Workload {
             Workload::Steady => &[256],
             Workload::Renew | Workload::Expire | Workload::Sessions => &[10_000],
             Workload::Waiters => &[10_000],
+            Workload::Connections => &[1_000],
             Workload::Held | Workload::Restart | Workload::Snapshot => &[100_000],
         }
     }
@@ -301,6 +304,7 @@ impl Bench {
             Workload::Renew
             | Workload::Expire
             | Workload::Sessions
+            | Workload::Connections
             | Workload::Held
             | Workload::Waiters
             | Workload::Restart

@@ -14,6 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::figures::{histogram, micros};
 use super::load::{self, Measured};
 use super::{Api, Args, Bench, Workload};
+use crate::cli::calls;
 use crate::cli::failure::{Failure, chain};
 
 /// Longer than any run: what is measured is not the renewals.
@@ -132,8 +133,12 @@ async fn unary(
     clients: usize,
     time: Duration,
 ) -> Result<Measured, Failure> {
+    // A client that is told where the leader is saves each call a hop.
+    let leader = calls::status(&bench.addresses[0]).await.map(|status| status.leader_address);
+    let leader = leader.ok().filter(|leader| bench.addresses.contains(leader));
+    let addresses = leader.map_or_else(|| bench.addresses.clone(), |leader| vec![leader]);
     let mut channels = Vec::new();
-    for address in &bench.addresses {
+    for address in &addresses {
         let failed =
             |error: tonic::transport::Error| Failure::NoLeader(format!("{address}: {}", chain(&error)));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(failed)?;
