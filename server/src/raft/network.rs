@@ -20,6 +20,7 @@ use openraft::raft::{
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use raftlock_proto::peer;
 use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::codec::{self, Malformed};
 use super::incoming::{NotTaken, believable};
@@ -191,10 +192,14 @@ impl RaftNetworkV2<Types> for PeerNetwork {
             let envelope = self.envelope();
             let sent = unanswered.clone();
             let marks = self.factory.marks.clone();
+            let session = CancellationToken::new();
+            let over = session.clone().cancelled_owned();
+            let session = session.drop_guard();
             let requests = in_company(stream::iter([first]).chain(input)).map(move |rpc| {
                 sent.add();
                 append_request(envelope.clone(), rpc, marks.newest())
             });
+            let requests = requests.take_until(over);
 
             let action = RPCTypes::AppendEntries;
             let links = self.links().links.clone();
@@ -216,7 +221,16 @@ impl RaftNetworkV2<Types> for PeerNetwork {
                     return Err(self.rpc_error(error, action).await);
                 }
             };
-            let replies = Replies { network: self, peer, ours, replies, unanswered, limit, over: false };
+            let replies = Replies {
+                network: self,
+                peer,
+                ours,
+                replies,
+                unanswered,
+                limit,
+                over: false,
+                _session: session,
+            };
             Ok(Box::pin(stream::unfold(replies, Replies::next)) as BoxStream<'s, _>)
         })
     }
@@ -367,6 +381,9 @@ impl Unanswered {
 ///
 /// - A reply that does not come within the limit ends it: a stream can be wedged while its connection still answers
 ///   pings.
+/// - With it end its requests, at once. hyper asks for more of them for as long as the connection lasts, and openraft's
+///   stream of requests takes what is meant for the next one: an old replication is then played again, or entries are sent
+///   to nobody.
 /// - An end before every request is answered is an error. openraft (0.10.0-alpha.37, `select_next_payload`) takes a clean
 ///   end after a request that only told the commit index for a reason to play the last replication of log entries again,
 ///   however long ago that was given up, and what it wants to send may be purged.
@@ -379,6 +396,7 @@ struct Replies<'s> {
     unanswered: Unanswered,
     limit: Duration,
     over: bool,
+    _session: DropGuard,
 }
 
 impl<'s> Replies<'s> {
@@ -490,7 +508,11 @@ mod tests {
     use openraft::entry::RaftEntry;
 
     use super::*;
+    use crate::links::{LinkTimes, PeerLinks};
+    use crate::net::TcpNet;
+    use crate::peers::{Boot, ClusterId, Identity, PeerGuard};
     use crate::raft::types::{Entry, LeaderId, Payload};
+    use crate::store::StoreOptions;
 
     const ABSURD: u64 = 1 << 30;
 
@@ -536,6 +558,47 @@ mod tests {
         assert_eq!(shape(sent.next().await), Some((6, 0)));
         assert_eq!(began.elapsed(), COMMIT_LINGER);
         assert_eq!(shape(sent.next().await), None);
+    }
+
+    fn network(address: String, dir: &std::path::Path, append_limit: Duration) -> PeerNetwork {
+        let options = StoreOptions { allow_volatile: true, ..StoreOptions::new(dir) };
+        let store = Store::open(options).expect("a fresh store opens");
+        let boot = Boot { count: 1, nonce: 1 };
+        let guard = PeerGuard::open(Identity { cluster: ClusterId([1; 16]), me: 1, boot }, store.clone());
+        let times = LinkTimes { connect: append_limit, ping: append_limit };
+        let links =
+            ClusterLinks { links: PeerLinks::new(Arc::new(TcpNet), times).into(), guard: Arc::new(guard) };
+        let (transfers, room, marks) = (Transfers::default(), Arc::default(), Marks::new());
+        let factory = NetworkFactory { links, store, transfers, append_limit, room, marks };
+        factory.network(Lane::Replication, 2, &Member { peer_address: address, ..Member::default() })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_of_requests_whose_replies_nobody_waits_for() {
+        let (dir, limit) = (tempfile::tempdir().expect("a temporary folder"), Duration::from_millis(200));
+        // It takes what is sent, and answers nothing.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = silent.local_addr().expect("it is bound").to_string();
+        tokio::spawn(async move {
+            let (socket, _) = silent.accept().await.expect("dialled");
+            let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
+            let mut streams = Vec::new();
+            while let Some(Ok((requests, mut respond))) = connection.accept().await {
+                let headers = http::Response::builder().header("content-type", "application/grpc");
+                let open = respond.send_response(headers.body(()).expect("a response"), false);
+                streams.push((requests, open.expect("it still waits")));
+            }
+        });
+        let mut network = network(address, dir.path(), limit);
+        let (send, receive) = tokio::sync::mpsc::unbounded_channel();
+        send.send(request(1, 1)).unwrap();
+        let requests = tokio_stream::wrappers::UnboundedReceiverStream::new(receive);
+        let replies = network.stream_append(requests, RPCOption::new(limit)).await;
+        let given_up = replies.expect("the stream is open").next().await;
+        assert!(matches!(given_up, Some(Err(RPCError::Timeout(_)))), "{given_up:?}");
+        // Its connection lasts; what comes now is for the next stream.
+        let dropped = tokio::time::timeout(Duration::from_secs(10), send.closed());
+        dropped.await.expect("the stream of requests is gone");
     }
 
     #[test]
