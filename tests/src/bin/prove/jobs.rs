@@ -1,6 +1,7 @@
 //! Seeds shared out among threads, and their counts added up.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Tally;
 
@@ -11,10 +12,11 @@ pub fn share_out(
     run: impl Fn(u64) -> anyhow::Result<Tally> + Sync,
 ) -> anyhow::Result<Tally> {
     let (seeds, all) = (Mutex::new(seeds.fuse()), Mutex::new(Tally::default()));
+    let failed = AtomicBool::new(false);
     let next = || seeds.lock().expect("taking a seed does not panic").next();
     let worker = || -> anyhow::Result<()> {
-        while let Some(seed) = next() {
-            let one = run(seed)?;
+        while let Some(seed) = next().filter(|_| !failed.load(Ordering::Relaxed)) {
+            let one = run(seed).inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             all.lock().expect("adding does not panic").merge(&one);
         }
         Ok(())
