@@ -237,9 +237,7 @@ impl LockService {
         };
         named(self.edge.cluster(), answer.map(Response::new))
     }
-}
 
-impl LockService {
     fn accepted(&self, request: Request<Streaming<SessionRequest>>) -> Result<Response<Responses>, Status> {
         let responses = self.edge.clone().stream(request.into_inner());
         responses.map(|responses| Response::new(Box::pin(responses) as Responses))
