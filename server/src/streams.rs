@@ -158,6 +158,11 @@ impl Streams {
         self.lock().batches.insert(stamp, origins);
     }
 
+    /// Whether this node proposed a batch and still waits for its outcome.
+    pub fn expects(&self, stamp: u64) -> bool {
+        self.lock().batches.contains_key(&stamp)
+    }
+
     /// Takes back who waits for a batch that was not proposed.
     pub fn take_back(&self, stamp: u64) -> Vec<Origin> {
         self.lock().batches.remove(&stamp).unwrap_or_default()
