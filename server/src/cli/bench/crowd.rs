@@ -28,8 +28,11 @@ const DIALLED_MAX: usize = 100;
 /// Operations in a message: far below what one may have.
 const MESSAGE_OPS: usize = 500;
 
-/// Operations of a stream that may wait for their answers: below what may wait in a node for all of them.
+/// Operations of a stream that may wait for their answers.
 const UNANSWERED_MAX: usize = 4_000;
+
+/// Operations of all streams of a crowd that may: half of what the leader lets wait to be proposed.
+const CROWD_UNANSWERED_MAX: usize = 32_768;
 
 /// How long an answer may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,6 +47,8 @@ pub struct Stream {
     send: mpsc::Sender<SessionRequest>,
     receive: Streaming<SessionResponse>,
     pub sessions: Vec<u64>,
+    /// Its share of what may wait for answers.
+    unanswered_max: usize,
     number: u64,
     /// Tickets used in each session.
     ticket: u64,
@@ -52,9 +57,10 @@ pub struct Stream {
 impl Crowd {
     /// So many sessions, [`STREAM_SESSIONS`] on a stream, the streams spread over the nodes.
     pub async fn open(bench: &Bench, sessions: usize, ttl: Duration) -> Result<Crowd, Failure> {
-        let opening = (0..sessions.div_ceil(STREAM_SESSIONS)).map(|at| {
+        let streams = sessions.div_ceil(STREAM_SESSIONS);
+        let opening = (0..streams).map(|at| {
             let address = &bench.addresses[at % bench.addresses.len()];
-            Stream::open(address, STREAM_SESSIONS.min(sessions - at * STREAM_SESSIONS), ttl)
+            Stream::open(address, STREAM_SESSIONS.min(sessions - at * STREAM_SESSIONS), streams, ttl)
         });
         Ok(Crowd { streams: try_join_all(opening).await? })
     }
@@ -64,21 +70,29 @@ impl Crowd {
         let mut streams = Vec::with_capacity(connections);
         while streams.len() < connections {
             let part = DIALLED_MAX.min(connections - streams.len());
-            streams.extend(try_join_all((0..part).map(|_| Stream::open(address, 1, ttl))).await?);
+            streams
+                .extend(try_join_all((0..part).map(|_| Stream::open(address, 1, connections, ttl))).await?);
         }
         Ok(Crowd { streams })
     }
 }
 
 impl Stream {
-    async fn open(address: &str, sessions: usize, ttl: Duration) -> Result<Stream, Failure> {
+    /// One of `streams`.
+    async fn open(address: &str, sessions: usize, streams: usize, ttl: Duration) -> Result<Stream, Failure> {
         let (send, requests) = mpsc::channel(16);
         let client = RaftLockClient::connect(format!("http://{address}")).await;
         let mut client =
             client.map_err(|error| Failure::NoLeader(format!("{address}: {}", chain(&error))))?;
         let receive = client.session(ReceiverStream::new(requests)).await.map_err(|status| said(&status))?;
-        let mut stream =
-            Stream { send, receive: receive.into_inner(), sessions: Vec::new(), number: 1, ticket: 0 };
+        let mut stream = Stream {
+            send,
+            receive: receive.into_inner(),
+            sessions: Vec::new(),
+            unanswered_max: (CROWD_UNANSWERED_MAX / streams).clamp(1, UNANSWERED_MAX),
+            number: 1,
+            ticket: 0,
+        };
         let opens = (0..sessions as u64).map(|key| {
             Op::Open(OpenSession {
                 key: key + 1,
@@ -106,9 +120,10 @@ impl Stream {
     async fn ask(&mut self, ops: Vec<Op>, mut counts: impl FnMut(Event) -> bool) -> Result<(), Failure> {
         let (mut ops, mut unanswered) = (ops.into_iter().peekable(), 0);
         while ops.peek().is_some() || unanswered > 0 {
-            while unanswered < UNANSWERED_MAX && ops.peek().is_some() {
+            while unanswered < self.unanswered_max && ops.peek().is_some() {
+                let room = MESSAGE_OPS.min(self.unanswered_max - unanswered);
                 let part: Vec<SessionOp> =
-                    ops.by_ref().take(MESSAGE_OPS).map(|op| SessionOp { op: Some(op) }).collect();
+                    ops.by_ref().take(room).map(|op| SessionOp { op: Some(op) }).collect();
                 unanswered += part.len();
                 self.say(part).await?;
             }
