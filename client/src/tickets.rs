@@ -7,7 +7,7 @@
 //! - A request keeps its ticket and its arguments over all repeats, so a repeat finds its own outcome.
 //! - What nobody here wants any more is cancelled or released, and that is repeated until it is answered.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,7 +90,7 @@ struct Entry {
     sent: u32,
     /// Since its last answer.
     unheard: u32,
-    /// In `awaited` under this.
+    /// Counted in `awaited` under this.
     answer_by: Option<Instant>,
     /// When it was first refused for now, since the last resume.
     refused_since: Option<Instant>,
@@ -124,6 +124,41 @@ enum Phase {
     Releasing(FencingToken),
 }
 
+/// Tickets that enter in their order and leave in any. All that is asked is for the lowest.
+#[derive(Debug, Default)]
+struct Unanswered {
+    lowest: u64,
+    /// From the lowest on: whether it is still in. The first is, or there is none. One byte for each ticket up to the
+    /// newest, and those are as many as callers, or [`WINDOW`] behind one that is late.
+    are_in: VecDeque<bool>,
+}
+
+impl Unanswered {
+    fn first(&self) -> Option<Ticket> {
+        (!self.are_in.is_empty()).then_some(Ticket(self.lowest))
+    }
+
+    /// Adds the ticket after the one that was added last.
+    fn push(&mut self, ticket: Ticket) {
+        if self.are_in.is_empty() {
+            self.lowest = ticket.0;
+        }
+        debug_assert_eq!(ticket.0, self.lowest + self.are_in.len() as u64);
+        self.are_in.push_back(true);
+    }
+
+    fn remove(&mut self, ticket: Ticket) {
+        let place = ticket.0.checked_sub(self.lowest).and_then(|place| usize::try_from(place).ok());
+        if let Some(is_in) = place.and_then(|place| self.are_in.get_mut(place)) {
+            *is_in = false;
+        }
+        while self.are_in.front() == Some(&false) {
+            self.are_in.pop_front();
+            self.lowest += 1;
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Tickets {
     entries: FxHashMap<Ticket, Entry>,
@@ -132,9 +167,9 @@ pub(crate) struct Tickets {
     unsent: BTreeSet<Ticket>,
     /// Whose operation is to be sent again then.
     later: BTreeSet<(Instant, Ticket)>,
-    /// Whose operation was sent, and by when its answer is due.
-    awaited: BTreeSet<(Instant, Ticket)>,
-    unanswered: BTreeSet<Ticket>,
+    /// How many answers are due by when. What is sent together is due together, so these are few.
+    awaited: BTreeMap<Instant, usize>,
+    unanswered: Unanswered,
     next: Ticket,
     held: usize,
 }
@@ -146,8 +181,8 @@ impl Tickets {
             by_request: FxHashMap::default(),
             unsent: BTreeSet::new(),
             later: BTreeSet::new(),
-            awaited: BTreeSet::new(),
-            unanswered: BTreeSet::new(),
+            awaited: BTreeMap::new(),
+            unanswered: Unanswered::default(),
             next: Ticket(1),
             held: 0,
         }
@@ -175,7 +210,7 @@ impl Tickets {
     }
 
     fn acked(&self) -> Ticket {
-        self.unanswered.first().copied().unwrap_or(self.next)
+        self.unanswered.first().unwrap_or(self.next)
     }
 
     pub(crate) fn acquire(&mut self, request: RequestId, ask: Arc<Ask>, wait: Wait) {
@@ -185,7 +220,7 @@ impl Tickets {
         self.entries.insert(ticket, entry);
         self.by_request.insert(request, ticket);
         self.unsent.insert(ticket);
-        self.unanswered.insert(ticket);
+        self.unanswered.push(ticket);
     }
 
     /// Nobody wants this request any more: it is cancelled, or released if it was granted.
@@ -237,15 +272,26 @@ impl Tickets {
 
     /// When the first answer is overdue.
     pub(crate) fn answer_by(&self) -> Option<Instant> {
-        self.awaited.first().map(|(by, _)| *by)
+        self.awaited.first_key_value().map(|(by, _)| *by)
     }
 
     fn await_answer(&mut self, ticket: Ticket, by: Option<Instant>) {
         let entry = self.entries.get_mut(&ticket).expect("the caller looked it up");
         if let Some(before) = std::mem::replace(&mut entry.answer_by, by) {
-            self.awaited.remove(&(before, ticket));
+            self.await_one_less(before);
         }
-        self.awaited.extend(by.map(|by| (by, ticket)));
+        if let Some(by) = by {
+            *self.awaited.entry(by).or_default() += 1;
+        }
+    }
+
+    fn await_one_less(&mut self, by: Instant) {
+        if let btree_map::Entry::Occupied(mut due) = self.awaited.entry(by) {
+            *due.get_mut() -= 1;
+            if *due.get() == 0 {
+                due.remove();
+            }
+        }
     }
 
     /// A resume is about to be sent: its answer must list every lock that is held by now.
@@ -416,7 +462,7 @@ impl Tickets {
 
     /// The acquire has its answer.
     fn answered(&mut self, ticket: Ticket) {
-        self.unanswered.remove(&ticket);
+        self.unanswered.remove(ticket);
         self.await_answer(ticket, None);
     }
 
@@ -435,10 +481,10 @@ impl Tickets {
 
     fn remove(&mut self, ticket: Ticket) {
         self.unsent.remove(&ticket);
-        self.unanswered.remove(&ticket);
+        self.unanswered.remove(ticket);
         if let Some(entry) = self.entries.remove(&ticket) {
             if let Some(by) = entry.answer_by {
-                self.awaited.remove(&(by, ticket));
+                self.await_one_less(by);
             }
             if matches!(entry.phase, Phase::Held(_)) {
                 self.held -= 1;

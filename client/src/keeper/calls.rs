@@ -6,6 +6,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::alarms::Alarm;
 use super::links::Task;
 use super::{Acquired, Command, Happening, Keeper, Reply, RequestId, Slot, Wish};
 use crate::error::{CallFailure, Error, Unavailable};
@@ -19,18 +20,6 @@ const WAIT_GRACE: Duration = Duration::from_millis(500);
 
 /// Before a read that found no answer is sent again.
 const READ_PAUSE: Duration = Duration::from_millis(100);
-
-/// A caller's time is up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Alarm {
-    /// If no server was ever reached, none will be waited for.
-    Contact,
-    /// No call without a wait lasts longer.
-    Limit,
-    WaitEnd,
-    WaitGrace,
-    ReadAgain,
-}
 
 /// One call in progress, or one guard.
 pub(super) struct Call {
@@ -115,7 +104,7 @@ impl Keeper {
     pub(super) fn set_alarm(&mut self, request: RequestId, at: Instant, alarm: Alarm) {
         if let Some(call) = self.calls.get_mut(&request) {
             call.alarms.push((at, alarm));
-            self.alarms.insert((at, request, alarm));
+            self.alarms.set(at, request, alarm);
         }
     }
 
@@ -124,7 +113,7 @@ impl Keeper {
             return;
         };
         for (at, alarm) in call.alarms.drain(..) {
-            self.alarms.remove(&(at, request, alarm));
+            self.alarms.clear(at, request, alarm);
         }
     }
 
@@ -179,12 +168,15 @@ impl Keeper {
     // ------------------------------------------------------------------------------------------- patience
 
     pub(super) fn sound_alarms(&mut self, now: Now) {
-        while let Some(&(at, request, alarm)) = self.alarms.first().filter(|(at, ..)| *at <= now.at) {
-            self.alarms.remove(&(at, request, alarm));
-            if let Some(call) = self.calls.get_mut(&request) {
-                call.alarms.retain(|set| *set != (at, alarm));
+        while let Some((at, due)) = self.alarms.take_due(now.at) {
+            for (request, alarm) in due {
+                let set = self.calls.get_mut(&request).map(|call| &mut call.alarms);
+                let place = set.as_ref().and_then(|set| set.iter().position(|set| *set == (at, alarm)));
+                if let Some((set, place)) = set.zip(place) {
+                    set.swap_remove(place);
+                    self.sound(now, request, alarm);
+                }
             }
-            self.sound(now, request, alarm);
         }
     }
 

@@ -18,6 +18,7 @@ impl Keeper {
                 }
             }
             Happening::Received { link, result: Ok(events) } => {
+                self.fresh_answers = events.len();
                 let mut effects = Vec::new();
                 for event in events {
                     self.on_event(now, link, event, &mut effects);

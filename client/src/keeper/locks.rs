@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::calls::{Alarm, Call, What};
+use super::alarms::Alarm;
+use super::calls::{Call, What};
 use super::{Acquired, Keeper, Patience, Reply, RequestId, Slot, Wish};
 use crate::error::{Error, WaitTimeout};
 use crate::guard::{GuardCell, LostReason};

@@ -5,6 +5,7 @@
 //! nothing about time by itself: leases (`lease.rs`), requests (`tickets.rs`), sessions (`session.rs`) and endpoints
 //! (`endpoints.rs`) are handed the time and say what is due.
 
+mod alarms;
 mod calls;
 mod command;
 mod events;
@@ -28,7 +29,8 @@ use crate::seams::{Clock, Dial, Random};
 use crate::session::{Now, Session};
 use crate::transport::{Answer, Conn, Stream};
 use crate::wire::{Attachment, Event, Key, Op, SessionId};
-use calls::{Alarm, Call};
+use alarms::Alarms;
+use calls::Call;
 pub(crate) use command::{Acquired, Command, Patience, Reply, RequestId, Wish};
 use links::{Links, Need};
 
@@ -46,6 +48,17 @@ const HAPPENINGS: usize = 64;
 
 /// Commands taken together, so that a burst travels in few messages; after them the streams get their turn.
 const BURST: usize = 1_024;
+
+/// From so many answers at once on, their callers get a moment before what they post is sent. One alone would only lose
+/// time.
+const COMPANY: usize = 4;
+
+/// How often the processor is offered to callers before nothing more is expected of them: some ten microseconds, if no
+/// other thread wants it.
+const PATIENCE: u32 = 16;
+
+/// So many commands need no more company: a message of more costs hardly less for each, and the leader has work.
+const ENOUGH: usize = 128;
 
 /// While there is a lease, the keeper looks at it at least so often: its timers stand while the machine is suspended,
 /// and the lease clock does not.
@@ -95,13 +108,15 @@ pub(crate) struct Keeper {
     calls: FxHashMap<RequestId, Call>,
     /// Reads that are to be sent. Some may be over.
     unasked: BTreeSet<RequestId>,
-    alarms: BTreeSet<(Instant, RequestId, Alarm)>,
+    alarms: Alarms,
     last_slot: u64,
     last_key: u64,
     last_number: u64,
     closing: Option<Closing>,
     /// Client and guards are all gone: nothing will be posted any more.
     is_orphan: bool,
+    /// Answers in the message that was heard last, until callers had their moment.
+    fresh_answers: usize,
 }
 
 struct Closing {
@@ -134,12 +149,13 @@ impl Keeper {
             by_key: BTreeMap::new(),
             calls: FxHashMap::default(),
             unasked: BTreeSet::new(),
-            alarms: BTreeSet::new(),
+            alarms: Alarms::default(),
             last_slot: 0,
             last_key: 0,
             last_number: 0,
             closing: None,
             is_orphan: false,
+            fresh_answers: 0,
         }
     }
 
@@ -161,16 +177,31 @@ impl Keeper {
                 // Last, because `tick` looks at what is due after every event anyway.
                 () = sleep_until(wake) => {}
             }
-            let now = self.now();
-            for _ in 0..BURST {
-                let Ok(command) = self.commands.try_recv() else {
-                    break;
-                };
-                self.on_command(now, command);
-            }
+            self.gather();
             self.tick();
             if self.is_closed() {
                 return;
+            }
+        }
+    }
+
+    /// Takes what was posted. After answers their callers get a moment to ask for the next thing from their threads, so
+    /// that it leaves in one message and not in several.
+    fn gather(&mut self) {
+        let now = self.now();
+        let patience = if std::mem::take(&mut self.fresh_answers) < COMPANY { 0 } else { PATIENCE };
+        let (mut taken, mut pauses) = (0, 0);
+        while taken < BURST {
+            match self.commands.try_recv() {
+                Ok(command) => {
+                    self.on_command(now, command);
+                    (taken, pauses) = (taken + 1, 0);
+                }
+                Err(_) if pauses < patience && taken < ENOUGH => {
+                    pauses += 1;
+                    std::thread::yield_now();
+                }
+                Err(_) => return,
             }
         }
     }
@@ -183,7 +214,7 @@ impl Keeper {
         let now = self.now();
         let sessions = self.sessions.values().filter_map(|session| session.wakes_at(now));
         let look = self.sessions.values().any(|session| session.id().is_some()).then(|| now.at + LOOK);
-        let alarm = self.alarms.first().map(|(at, ..)| *at);
+        let alarm = self.alarms.first();
         let links = self.links.wakes_at(now.at, self.need(now));
         let closing = self.closing.as_ref().map(|closing| closing.until);
         let far = now.at + Duration::from_secs(60 * 60);
