@@ -57,6 +57,9 @@ const COMPANY: usize = 4;
 /// other thread wants it.
 const PATIENCE: u32 = 16;
 
+/// And no longer than this: where many threads want the processor, each offer costs a slice of time.
+const MOMENT: Duration = Duration::from_micros(200);
+
 /// So many commands need no more company: a message of more costs hardly less for each, and the leader has work.
 const ENOUGH: usize = 128;
 
@@ -197,7 +200,7 @@ impl Keeper {
                     self.on_command(now, command);
                     (taken, pauses) = (taken + 1, 0);
                 }
-                Err(_) if pauses < patience && taken < ENOUGH => {
+                Err(_) if pauses < patience && taken < ENOUGH && now.at.elapsed() < MOMENT => {
                     pauses += 1;
                     std::thread::yield_now();
                 }

@@ -12,6 +12,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use lock_table::{Batch, LockTable, Output, Restore, planted};
@@ -39,6 +40,10 @@ const STEP_BUDGET: usize = 2_048;
 /// writer, its acknowledgements and, where nodes share a machine, the leader get the processor first: all wait for a
 /// follower's disk, nobody for its table.
 const STEP_BUDGET_UNAWAITED: usize = 128;
+
+/// An offer of the processor that took longer was the last for a batch: others want it so much that with an offer at each
+/// step the node would fall behind.
+const OFFER_LIMIT: Duration = Duration::from_millis(1);
 
 /// How many records of a snapshot are encoded before others get a turn at the table.
 const SNAPSHOT_STEP_RECORDS: usize = 4_096;
@@ -197,7 +202,7 @@ impl MachineWriter {
         }
         let stamp = batch.stamp;
         let awaited = self.0.0.streams.expects(stamp);
-        let budget = if awaited { STEP_BUDGET } else { STEP_BUDGET_UNAWAITED };
+        let (budget, mut offers) = if awaited { (STEP_BUDGET, false) } else { (STEP_BUDGET_UNAWAITED, true) };
         // Each command has one outcome; events are few.
         let mut outputs: Vec<Output> = Vec::with_capacity(batch.commands.len());
         let machine = &self.0;
@@ -225,8 +230,10 @@ impl MachineWriter {
                 }
             }
             tokio::task::yield_now().await;
-            if !awaited {
+            if offers {
+                let offered = Instant::now();
                 std::thread::yield_now();
+                offers = offered.elapsed() <= OFFER_LIMIT;
             }
         }
         #[cfg(debug_assertions)]
