@@ -192,7 +192,9 @@ fn all_are_dead_before_the_lease_is_over_though_run_is_frozen() {
 #[test]
 fn a_suspended_run_suspends_its_command_and_both_go_on() {
     let server = Server::start();
-    let mut held = Held::start(&server, &["--ttl", "30s"], PATIENT);
+    // One process: a shell that waits for one it has just forked, and that is stopped too, does not show as stopped.
+    let mut held =
+        Held::start(&server, &["--ttl", "30s"], "echo $$ > child.new; mv child.new child; exec sleep 600");
     let (run, child) = (held.run.id(), held.process("child"));
     held.run.signal(libc::SIGTSTP);
     until("both are stopped", || state(run) == Some('T') && state(child) == Some('T'));
