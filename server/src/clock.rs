@@ -53,6 +53,14 @@ impl Clock for SystemClock {
     }
 }
 
+/// Lets other threads have the processor first; whether that took at most `limit`. By the runtime's clock, which stands
+/// while a simulation does this: what follows from it differs on no run of a seed.
+pub(crate) fn offer_processor(limit: Duration) -> bool {
+    let offered = tokio::time::Instant::now();
+    std::thread::yield_now();
+    offered.elapsed() <= limit
+}
+
 /// Planted: what no apply may read. Nothing calls it in an ordinary build.
 #[allow(clippy::disallowed_methods, reason = "this is the clock file")]
 pub(crate) fn wall_micros() -> u64 {

@@ -141,9 +141,8 @@ async fn a_transfer_that_broke_off_goes_on_where_it_ended() {
     assert!(cluster.status(down).locks as usize >= LOCKS);
     let (first, second) = (halfway - before, cluster.switchboard.bytes(&from, &to) - halfway);
     println!("{first} bytes before the cut, {second} after it, of {size}");
-    // What was under way at the cut is sent again, and on a slow machine that is a lot. From the start it is all of the
-    // metadata at least.
-    assert!(second < size, "it began again from the start: {second} bytes after the cut");
+    // What was under way at the cut is sent again: at most four chunks, and what the sender's buffers held.
+    assert!(second < size * 5 / 6, "it began again from the start: {second} bytes after the cut");
     cluster.end().await;
 }
 

@@ -29,6 +29,7 @@ use super::marks::{MARK_EVERY, Marks};
 use super::snapshot::{SnapshotBuilder, SnapshotRef};
 use super::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership};
 use super::witness::{Applied, Witness};
+use crate::clock::offer_processor;
 use crate::store::Store;
 use crate::streams::Streams;
 
@@ -230,11 +231,7 @@ impl MachineWriter {
                 }
             }
             tokio::task::yield_now().await;
-            if offers {
-                let offered = Instant::now();
-                std::thread::yield_now();
-                offers = offered.elapsed() <= OFFER_LIMIT;
-            }
+            offers = offers && offer_processor(OFFER_LIMIT);
         }
         #[cfg(debug_assertions)]
         if machine.is_to_be_checked(id.index)
