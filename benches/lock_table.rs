@@ -18,6 +18,11 @@ const SNAPSHOT_STEP_RECORDS: usize = 4_096;
 /// As many as the largest batch applied here has.
 const FLOOR_NAMES: u64 = 1024;
 
+/// Locks of a table that is built anew, the sessions that hold them, and how many a batch brings.
+const HELD: u64 = 200_000;
+const HOLDERS: u64 = 1_000;
+const HELD_PER_BATCH: u64 = 200;
+
 const TTL: Ttl = Ttl::new(3_600_000);
 
 fn lock_table(c: &mut Criterion) {
@@ -84,20 +89,23 @@ fn lock_table(c: &mut Criterion) {
         bencher.iter_batched(renewals, |batch| apply(&mut table, batch), BatchSize::LargeInput);
     });
 
-    let (mut table, sessions) = table_with_sessions(100);
-    for session in sessions {
-        let mut next = Next { ticket: 1, token: 1 };
-        let [acquires, _] = acquires_and_releases(session, &mut next, 1_000);
-        apply(&mut table, acquires);
-    }
-    assert_eq!(table.counts().locks, 100_000);
-    group.throughput(Throughput::Elements(100_000));
-    group.bench_function("snapshot/100000", |bencher| {
+    // What a restart does: it loads the snapshot and applies the log behind it.
+    group.throughput(Throughput::Elements(HELD));
+    group.bench_function(BenchmarkId::new("hold", HELD), |bencher| {
+        bencher.iter_batched(held_batches, table_with_held, BatchSize::PerIteration);
+    });
+    let mut table = table_with_held(held_batches());
+    let mut chunks = || {
+        table.snapshot_begin().expect("no batch is in progress");
+        std::iter::from_fn(|| table.snapshot_step(SNAPSHOT_STEP_RECORDS)).collect::<Vec<_>>()
+    };
+    group.bench_function(BenchmarkId::new("snapshot", HELD), |bencher| bencher.iter(&mut chunks));
+    let chunks = chunks();
+    group.bench_function(BenchmarkId::new("restore", HELD), |bencher| {
         bencher.iter(|| {
-            table.snapshot_begin().expect("no batch is in progress");
-            while let Some(chunk) = table.snapshot_step(SNAPSHOT_STEP_RECORDS) {
-                black_box(chunk);
-            }
+            let mut restore = Restore::new();
+            chunks.iter().for_each(|chunk| restore.push(chunk).expect("taken just now"));
+            restore.finish().expect("taken just now")
         });
     });
     group.finish();
@@ -126,6 +134,27 @@ fn table_with_sessions(count: u64) -> (LockTable, Vec<SessionId>) {
     (table, (1..=count).map(SessionId::new).collect())
 }
 
+/// The bytes of the batches by which sessions come to hold [`HELD`] locks, in turn.
+fn held_batches() -> Vec<Vec<u8>> {
+    let command = |number: u64| {
+        let name = format!("held{:04}{number:08}", number / 100_000);
+        let (session, ticket) = (SessionId::new(number % HOLDERS + 1), Ticket::new(number / HOLDERS + 1));
+        acquire(session, ticket, &name, Ticket::new(1))
+    };
+    let batch = |first: u64| (first..first + HELD_PER_BATCH).map(command).collect();
+    let batches = (0..HELD).step_by(HELD_PER_BATCH as usize).map(batch);
+    batches.map(|commands| Batch { commands, ..Batch::new(0) }.encode()).collect()
+}
+
+fn table_with_held(batches: Vec<Vec<u8>>) -> LockTable {
+    let (mut table, _) = table_with_sessions(HOLDERS);
+    for batch in batches {
+        apply(&mut table, Batch::decode(&batch).expect("encoded just now"));
+    }
+    assert_eq!(table.counts().held, HELD);
+    table
+}
+
 /// The numbers that the next acquire uses, and gets.
 struct Next {
     ticket: u64,
@@ -136,14 +165,8 @@ struct Next {
 fn acquires_and_releases(session: SessionId, next: &mut Next, count: u64) -> [Batch; 2] {
     let acked = Ticket::new(next.ticket);
     let numbers = (0..count).map(|number| (number, next.ticket + number, next.token + number));
-    let acquire = |(number, ticket, _)| Command::Acquire {
-        session,
-        ticket: Ticket::new(ticket),
-        names: [Name::new(&format!("bench:{session}:{number}")).expect("a short name")].into(),
-        mode: Mode::Exclusive,
-        wait: Wait::None,
-        metadata: Metadata::default(),
-        acked,
+    let acquire = |(number, ticket, _)| {
+        acquire(session, Ticket::new(ticket), &format!("bench:{session}:{number}"), acked)
     };
     let release = |(_, ticket, token)| Command::Release {
         session,
@@ -156,6 +179,18 @@ fn acquires_and_releases(session: SessionId, next: &mut Next, count: u64) -> [Ba
     next.ticket += count;
     next.token += count;
     batches
+}
+
+fn acquire(session: SessionId, ticket: Ticket, name: &str, acked: Ticket) -> Command {
+    Command::Acquire {
+        session,
+        ticket,
+        names: [Name::new(name).expect("a short name")].into(),
+        mode: Mode::Exclusive,
+        wait: Wait::None,
+        metadata: Metadata::default(),
+        acked,
+    }
 }
 
 fn renewals(sessions: &[SessionId], number: RenewalNumber) -> Batch {

@@ -11,7 +11,7 @@ use crate::lock::Lock;
 use crate::session::{Kind, Request, Session, State, UNARY_TICKET};
 use crate::table::LockTable;
 use crate::text::Name;
-use crate::types::{Mode, Sequence, SessionId, Ticket};
+use crate::types::{Mode, Sequence, SessionId};
 
 /// Fails with the sentence unless the condition holds.
 macro_rules! ensure {
@@ -59,6 +59,10 @@ impl LockTable {
         for (name, lock) in self.locks.iter().filter(|(_, lock)| matches!(lock, Lock::Single(_))) {
             self.check_lock(name, lock).map_err(|problem| format!("lock {name:?}: {problem}"))?;
         }
+        for ((id, ticket), _) in self.finished.iter() {
+            let highest = self.session(id).highest;
+            ensure!(!highest.is_below(ticket), "session {id}: finished ticket {ticket} is above the highest");
+        }
         self.check_sizes()
     }
 
@@ -74,7 +78,7 @@ impl LockTable {
     fn check_session(&self, id: SessionId, session: &Session) -> Result<(), String> {
         ensure!(id <= self.header.session_last, "session {id} was never given");
         let Kind::Unary { name, .. } = &session.kind else { return Ok(()) };
-        let request = self.live.get(&(id, UNARY_TICKET)).and_then(|sequence| self.requests.get(*sequence));
+        let request = self.live.get(id, UNARY_TICKET).and_then(|sequence| self.requests.get(sequence));
         ensure!(
             request.is_some_and(|request| request.names.as_slice() == std::slice::from_ref(name)),
             "unary session {id}: it has no request for its name"
@@ -87,8 +91,7 @@ impl LockTable {
             self.deadlines.sessions.contains(&(session.deadline, id)),
             "session {id}: its deadline is not in the index"
         );
-        let requests = self.live.range((id, Ticket::new(0))..=(id, Ticket::new(u64::MAX)));
-        let requests = requests.filter_map(|(_, sequence)| self.requests.get(*sequence));
+        let requests = self.live.of(id).filter_map(|(_, sequence)| self.requests.get(sequence));
         let names: u64 = requests.map(|request| request.names.as_slice().len() as u64).sum();
         ensure!(
             session.lock_count == names,
@@ -103,7 +106,7 @@ impl LockTable {
             Kind::Unary { .. } => {
                 let key = self.unary_key(id);
                 let request =
-                    self.live.get(&(id, UNARY_TICKET)).and_then(|sequence| self.requests.get(*sequence));
+                    self.live.get(id, UNARY_TICKET).and_then(|sequence| self.requests.get(sequence));
                 let is_queued = request.is_some_and(|request| request.is_queued());
                 let index = if is_queued { &self.unary.queued } else { &self.unary.held };
                 ensure!(index.get(&key) == Some(&id), "unary session {id}: its key is not in the index");
@@ -138,8 +141,12 @@ impl LockTable {
 
     fn check_request_derived(&self, sequence: Sequence, request: &Request) -> Result<(), String> {
         ensure!(
-            self.live.get(&(request.session, request.ticket)) == Some(&sequence),
+            self.live.get(request.session, request.ticket) == Some(sequence),
             "request {sequence}: its ticket is not in the index"
+        );
+        ensure!(
+            !self.session(request.session).highest.is_below(request.ticket),
+            "request {sequence}: its ticket is above its session's highest"
         );
         if let State::Queued { wait_end: Some(at), .. } = request.state {
             ensure!(
@@ -229,10 +236,7 @@ impl LockTable {
                 ahead.is_some_and(|ahead| ahead < TICKET_WINDOW_CEILING),
                 "session {id}: finished ticket {ticket} is not in the window"
             );
-            ensure!(
-                !self.live.contains_key(&(id, ticket)),
-                "session {id}: ticket {ticket} is over, and is not"
-            );
+            ensure!(self.live.get(id, ticket).is_none(), "session {id}: ticket {ticket} is over, and is not");
         }
         Ok(())
     }
@@ -267,7 +271,7 @@ impl LockTable {
         let unary =
             self.sessions.iter().filter(|(_, session)| matches!(session.kind, Kind::Unary { .. })).count();
         let sizes = [
-            ("tickets", self.live.len(), self.requests.len()),
+            ("tickets", self.live.count(), self.requests.len()),
             ("leases", self.deadlines.sessions.len(), self.sessions.len()),
             ("waits", self.deadlines.waits.len(), waits),
             ("waiters", self.waiters as usize, waiters),

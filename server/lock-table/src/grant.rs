@@ -123,7 +123,7 @@ impl LockTable {
             return Err(Rejection::invalid("names", problem));
         }
         for name in names {
-            check_len("name", name.as_str().len() as u64, limits.name_bytes_max)?;
+            check_len("name", name.as_bytes().len() as u64, limits.name_bytes_max)?;
         }
         check_len("metadata", ask.metadata.byte_count(), limits.metadata_bytes_max)?;
         match ask.mode {

@@ -127,6 +127,7 @@ mod envelope;
 mod fields;
 mod grant;
 mod limits;
+mod live;
 mod lock;
 mod outcome;
 #[doc(hidden)]

@@ -10,7 +10,7 @@ use crate::convert::{self, Mode, Settings, invalid};
 use crate::envelope::DecodeError;
 use crate::outcome::How;
 use crate::session;
-use crate::session::{Arguments, Kind, Names, State, Stream};
+use crate::session::{Arguments, HighestTicket, Kind, Names, State, Stream};
 use crate::table;
 use crate::trail::Trail;
 use crate::types::{ClusterTime, Metadata, RenewalNumber, Sequence, SessionId, Ticket, Token, Ttl};
@@ -178,13 +178,13 @@ impl Session {
                 acked: stream.acked.get(),
             }),
             Kind::Unary { name, request_id } => SessionKind::Unary(UnarySession {
-                name: name.to_string(),
-                request_id: request_id.as_ref().map(ToString::to_string),
+                name: name.as_str().to_owned(),
+                request_id: request_id.as_ref().map(|id| id.as_str().to_owned()),
             }),
         };
         Self {
             id: id.get(),
-            owner: from.owner.to_string(),
+            owner: from.owner.as_str().to_owned(),
             ttl_ms: from.ttl.get(),
             deadline_ms: from.deadline.get(),
             kind: Some(kind),
@@ -209,6 +209,7 @@ impl Session {
             ttl: Ttl::new(self.ttl_ms),
             deadline: ClusterTime::new(self.deadline_ms),
             lock_count: 0,
+            highest: HighestTicket::default(),
         };
         Ok((SessionId::new(self.id), session))
     }
@@ -224,7 +225,7 @@ impl Request {
             sequence: sequence.get(),
             session: from.session.get(),
             ticket: from.ticket.get(),
-            names: from.names.as_slice().iter().map(ToString::to_string).collect(),
+            names: from.names.as_slice().iter().map(|name| name.as_str().to_owned()).collect(),
             mode: convert::mode_out(from.mode),
             metadata: convert::metadata_out(&from.metadata),
             arguments: from.arguments.get(),

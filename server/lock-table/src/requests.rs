@@ -49,8 +49,10 @@ impl LockTable {
             self.waiters += 1;
             self.deadlines.waits.extend(wait_end.map(|at| (at, sequence)));
         }
-        self.live.insert((request.session, request.ticket), sequence);
-        self.session_mut(request.session).lock_count += request.names.as_slice().len() as u64;
+        self.live.insert(request.session, request.ticket, sequence);
+        let session = self.session_mut(request.session);
+        session.lock_count += request.names.as_slice().len() as u64;
+        session.highest.raise(request.ticket);
         self.requests.insert(sequence, Box::new(request));
     }
 
@@ -58,7 +60,7 @@ impl LockTable {
     /// candidates.
     pub(crate) fn remove_request(&mut self, sequence: Sequence) -> Box<Request> {
         let request = self.requests.remove(sequence).expect("the caller found it");
-        self.live.remove(&(request.session, request.ticket));
+        self.live.remove(request.session, request.ticket);
         if let State::Queued { wait_end, .. } = request.state {
             self.no_longer_waits(sequence, wait_end);
         }

@@ -59,7 +59,7 @@ impl Restore {
         }
         for record in chunk.finished {
             let (key, finished) = record.read()?;
-            self.table.finished.insert(key, finished);
+            self.table.insert_finished(key, finished);
         }
         self.is_complete = chunk.is_last;
         Ok(())
@@ -101,7 +101,7 @@ impl Restore {
         if table.requests.last_key() >= Some(sequence) {
             return Err("does not come after those before it");
         }
-        if table.live.contains_key(&(request.session, request.ticket)) {
+        if table.live.get(request.session, request.ticket).is_some() {
             return Err("has the ticket of another one");
         }
         let locks = || names.iter().filter_map(|name| table.locks.get(name));

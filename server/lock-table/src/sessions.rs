@@ -7,7 +7,7 @@ use crate::command::Renewal;
 use crate::deadlines::Due;
 use crate::limits::{Limits, Settings};
 use crate::outcome::{EndCause, Event, Outcome, Output, Rejection};
-use crate::session::{Kind, Session, Stream};
+use crate::session::{HighestTicket, Kind, Session, Stream};
 use crate::table::LockTable;
 use crate::text::Owner;
 use crate::types::{ClusterTime, RenewalNumber, Secret, SessionId, Ticket, Token, Ttl};
@@ -103,7 +103,9 @@ impl LockTable {
         let id = self.header.session_last.get().checked_add(1).map(SessionId::new);
         let id = id.ok_or(Rejection::LimitReached { what: "session ids", max: u64::MAX })?;
         self.header.session_last = id;
-        self.insert_session(id, Session { kind, owner, ttl, deadline, lock_count: 0 });
+        let session =
+            Session { kind, owner, ttl, deadline, lock_count: 0, highest: HighestTicket::default() };
+        self.insert_session(id, session);
         Ok(id)
     }
 
@@ -205,7 +207,7 @@ impl LockTable {
     }
 
     pub(crate) fn check_owner(&self, owner: &Owner) -> Result<(), Rejection> {
-        check_len("owner", owner.as_str().len() as u64, self.limits().owner_bytes_max)
+        check_len("owner", owner.as_bytes().len() as u64, self.limits().owner_bytes_max)
     }
 
     pub(crate) fn check_ttl(&self, ttl: Ttl) -> Result<(), Rejection> {

@@ -12,6 +12,7 @@ use crate::command::{Batch, Command, RULE_VERSION, Renewal};
 use crate::cow::CowMap;
 use crate::deadlines::Deadlines;
 use crate::limits::Settings;
+use crate::live::Live;
 use crate::lock::Lock;
 use crate::outcome::{Outcome, Output, Rejection};
 use crate::planted;
@@ -43,7 +44,7 @@ pub struct LockTable {
 
     // Derived.
     pub(crate) locks: BTreeMap<Name, Lock>,
-    pub(crate) live: BTreeMap<(SessionId, Ticket), Sequence>,
+    pub(crate) live: Live,
     pub(crate) secrets: BTreeMap<Secret, SessionId>,
     pub(crate) unary: UnaryIndex,
     pub(crate) deadlines: Deadlines,

@@ -196,13 +196,15 @@ impl LockTable {
     }
 
     fn find(&self, session: SessionId, ticket: Ticket) -> Found {
-        if let Some(sequence) = self.live.get(&(session, ticket)) {
-            return Found::Live(*sequence);
+        let is_new = self.session(session).highest.is_below(ticket);
+        if !is_new && let Some(sequence) = self.live.get(session, ticket) {
+            return Found::Live(sequence);
         }
         if self.stream(session).is_some_and(|stream| ticket < stream.acked) {
             return Found::Forgotten;
         }
-        self.finished.get((session, ticket)).map_or(Found::New, |finished| Found::Finished(*finished))
+        let finished = if is_new { None } else { self.finished.get((session, ticket)) };
+        finished.map_or(Found::New, |finished| Found::Finished(*finished))
     }
 
     fn check_window(&self, session: SessionId, ticket: Ticket) -> Result<(), Rejection> {
@@ -223,7 +225,16 @@ impl LockTable {
     /// Remembers how a ticket ended, unless the client has acknowledged it already.
     fn finish(&mut self, session: SessionId, ticket: Ticket, how: How, arguments: Option<Arguments>) {
         if self.stream(session).is_some_and(|stream| ticket >= stream.acked) {
-            self.finished.insert((session, ticket), Finished { how, arguments });
+            self.insert_finished((session, ticket), Finished { how, arguments });
         }
+    }
+
+    /// Remembers a finished ticket. The session may be missing: a forged snapshot is refused only after this.
+    pub(crate) fn insert_finished(&mut self, key: (SessionId, Ticket), finished: Finished) {
+        let (session, ticket) = key;
+        if self.sessions.get(session).is_some_and(|session| session.highest.is_below(ticket)) {
+            self.session_mut(session).highest.raise(ticket);
+        }
+        self.finished.insert(key, finished);
     }
 }

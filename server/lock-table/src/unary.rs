@@ -99,7 +99,7 @@ impl LockTable {
         wait_ms: u64,
     ) -> Result<Outcome, Rejection> {
         self.check_owner(&key.owner)?;
-        let request_id_len = key.request_id.as_ref().map_or(0, |id| id.as_str().len());
+        let request_id_len = key.request_id.as_ref().map_or(0, |id| id.as_bytes().len());
         check_len("request_id", request_id_len as u64, self.limits().request_id_bytes_max)?;
         self.check_ask(&ask)?;
         self.check_sequence()?;
@@ -217,7 +217,7 @@ impl LockTable {
         let now = self.header.now;
         self.session_mut(session).ttl = ttl;
         self.extend(session, now.after(UNARY_WAIT_LEASE_MS));
-        let sequence = self.live[&(session, UNARY_TICKET)];
+        let sequence = self.unary_request(session).0;
         let request = self.requests.get_mut(sequence).expect("a ticket that lives has a request");
         if let State::Queued { wait_end: Some(at), .. } = &mut request.state {
             self.deadlines.waits.remove(&(*at, sequence));
@@ -244,7 +244,7 @@ impl LockTable {
 
     /// The only request of a unary session.
     pub(crate) fn unary_request(&self, session: SessionId) -> (Sequence, &Request) {
-        let sequence = self.live[&(session, UNARY_TICKET)];
+        let sequence = self.live.get(session, UNARY_TICKET).expect("a unary session has its request");
         (sequence, self.request(sequence))
     }
 

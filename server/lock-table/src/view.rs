@@ -117,10 +117,10 @@ impl LockTable {
             acked: stream.acked,
             number: stream.number,
         };
-        for ((_, ticket), sequence) in self.live.range(tickets.clone()) {
-            match self.request(*sequence).state {
-                State::Held { token } => view.held.push((*ticket, token)),
-                State::Queued { .. } => view.queued.push((*ticket, self.place(*sequence))),
+        for (ticket, sequence) in self.live.of(session) {
+            match self.request(sequence).state {
+                State::Held { token } => view.held.push((ticket, token)),
+                State::Queued { .. } => view.queued.push((ticket, self.place(sequence))),
             }
         }
         let finished = self.finished.range(tickets).map(|((_, ticket), _)| ticket);

@@ -60,10 +60,11 @@ impl LockTable {
 
     /// Frees one more request of a session that is gone, or says that all are free.
     fn free_next(&mut self, session: SessionId, cause: EndCause, out: &mut Vec<Output>) -> usize {
-        let tickets = (session, Ticket::default())..=(session, Ticket::new(u64::MAX));
-        if let Some((_, sequence)) = self.live.range(tickets.clone()).next() {
-            return self.remove_request(*sequence).names.as_slice().len();
+        let first = self.live.of(session).next();
+        if let Some((_, sequence)) = first {
+            return self.remove_request(sequence).names.as_slice().len();
         }
+        let tickets = (session, Ticket::default())..=(session, Ticket::new(u64::MAX));
         match self.finished.first_in(tickets) {
             Some(key) => drop(self.finished.remove(key)),
             None => {
@@ -76,8 +77,7 @@ impl LockTable {
 
     /// Makes one more request of a session that was overdue a candidate.
     fn revive_next(&mut self, session: SessionId, from: Ticket) {
-        let mut tickets = self.live.range((session, from)..=(session, Ticket::new(u64::MAX)));
-        let next = tickets.next().map(|((_, ticket), sequence)| (*ticket, *sequence));
+        let next = self.live.from(session, from).next();
         self.work.reviving = next.and_then(|(ticket, _)| Some((session, ticket.next()?)));
         self.work.candidates.extend(next.map(|(_, sequence)| sequence));
     }
