@@ -7,10 +7,18 @@ use std::collections::btree_map::Entry;
 
 use crate::lock::Lock;
 use crate::outcome::Rejection;
-use crate::session::{Arguments, Ask, Request, State};
+use crate::session::{Arguments, Ask, Names, Request, State};
 use crate::table::LockTable;
 use crate::text::Name;
 use crate::types::{ClusterTime, Mode, Sequence, SessionId, Ticket};
+
+/// Whether a request that is added is in its lock.
+#[derive(Clone, Copy)]
+pub(crate) enum Entered {
+    /// By [`LockTable::take_free`].
+    Already,
+    NotYet,
+}
 
 impl LockTable {
     /// Adds a new request in the given state. The caller has checked all that is to be checked.
@@ -20,15 +28,39 @@ impl LockTable {
         ask: Ask,
         arguments: Arguments,
         state: State,
+        entered: Entered,
     ) -> Sequence {
-        let sequence = Sequence::new(self.header.sequence_last.get() + 1);
+        let sequence = self.next_sequence();
         self.header.sequence_last = sequence;
         if let State::Held { token } = state {
             self.header.token_last = token;
         }
         let Ask { names, mode, metadata } = ask;
-        self.insert_request(sequence, Request { session, ticket, names, mode, metadata, arguments, state });
+        let request = Request { session, ticket, names, mode, metadata, arguments, state };
+        self.insert_request(sequence, request, entered);
         sequence
+    }
+
+    fn next_sequence(&self) -> Sequence {
+        Sequence::new(self.header.sequence_last.get() + 1)
+    }
+
+    /// Enters the next request into the only lock it names, if nobody has that or waits for it.
+    pub(crate) fn take_free(&mut self, names: &Names) -> bool {
+        let sequence = self.next_sequence();
+        self.take_free_for(sequence, names)
+    }
+
+    /// The same for the request of this number.
+    pub(crate) fn take_free_for(&mut self, sequence: Sequence, names: &Names) -> bool {
+        let Names::One(name) = names else { return false };
+        match self.locks.entry(name.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Lock::Single(sequence));
+                true
+            }
+            Entry::Occupied(_) => false,
+        }
     }
 
     /// Checks that requests can still be numbered.
@@ -40,10 +72,12 @@ impl LockTable {
     }
 
     /// Adds a request, later than all others, and what is derived from it.
-    pub(crate) fn insert_request(&mut self, sequence: Sequence, mut request: Request) {
+    pub(crate) fn insert_request(&mut self, sequence: Sequence, mut request: Request, entered: Entered) {
         let (mode, state) = (request.mode, request.state);
-        for name in request.names.as_mut_slice() {
-            self.enter_lock(name, sequence, mode, state);
+        if let Entered::NotYet = entered {
+            for name in request.names.as_mut_slice() {
+                self.enter_lock(name, sequence, mode, state);
+            }
         }
         if let State::Queued { wait_end, .. } = state {
             self.waiters += 1;

@@ -8,6 +8,7 @@ use prost::Message;
 
 use crate::envelope::{DecodeError, SNAPSHOT_FORMAT, open};
 use crate::records;
+use crate::requests::Entered;
 use crate::session::{Kind, Request, Session, UNARY_TICKET};
 use crate::table::LockTable;
 use crate::types::{Mode, Sequence, SessionId};
@@ -97,25 +98,32 @@ impl Restore {
     /// checked at the end.
     fn add_request(&mut self, sequence: Sequence, request: Request) -> Result<(), &'static str> {
         let table = &mut self.table;
-        let names = request.names.as_slice();
         if table.requests.last_key() >= Some(sequence) {
             return Err("does not come after those before it");
         }
         if table.live.get(request.session, request.ticket).is_some() {
             return Err("has the ticket of another one");
         }
-        let locks = || names.iter().filter_map(|name| table.locks.get(name));
-        if let Mode::Permits { permits, capacity } = request.mode {
-            if !(1..=capacity).contains(&permits) {
-                return Err("asks for no permit, or more than there are");
-            }
-            if locks().any(|lock| table.capacity(lock).is_some_and(|have| have != capacity)) {
-                return Err("names another capacity than others do");
-            }
+        if let Mode::Permits { permits, capacity } = request.mode
+            && !(1..=capacity).contains(&permits)
+        {
+            return Err("asks for no permit, or more than there are");
         }
         let is_held = !request.is_queued();
-        if is_held && locks().any(|lock| !table.is_compatible(lock, request.mode)) {
-            return Err("holds a lock against others");
+        let entered = match is_held && table.take_free_for(sequence, &request.names) {
+            true => Entered::Already,
+            false => Entered::NotYet,
+        };
+        if let Entered::NotYet = entered {
+            let locks = || request.names.as_slice().iter().filter_map(|name| table.locks.get(name));
+            if let Mode::Permits { capacity, .. } = request.mode
+                && locks().any(|lock| table.capacity(lock).is_some_and(|have| have != capacity))
+            {
+                return Err("names another capacity than others do");
+            }
+            if is_held && locks().any(|lock| !table.is_compatible(lock, request.mode)) {
+                return Err("holds a lock against others");
+            }
         }
         let session = table.sessions.get(request.session).ok_or("belongs to no session")?;
         if let Kind::Unary { .. } = session.kind {
@@ -125,7 +133,7 @@ impl Restore {
             }
             table.unary.insert(key, request.session, request.state);
         }
-        table.insert_request(sequence, request);
+        table.insert_request(sequence, request, entered);
         Ok(())
     }
 }

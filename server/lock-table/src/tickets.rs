@@ -6,9 +6,20 @@
 
 use crate::outcome::{Event, How, Outcome, Output, Rejection};
 use crate::planted;
-use crate::session::{Arguments, Ask, Finished, Kind, State};
+use crate::requests::Entered;
+use crate::session::{Arguments, Ask, Finished, HighestTicket, Kind, State};
 use crate::table::LockTable;
-use crate::types::{Sequence, SessionId, Ticket, Token, Wait};
+use crate::types::{ClusterTime, Sequence, SessionId, Ticket, Token, Wait};
+
+/// What a command needs to know of its session, looked up once.
+#[derive(Clone, Copy)]
+struct Asker {
+    session: SessionId,
+    deadline: ClusterTime,
+    lock_count: u64,
+    highest: HighestTicket,
+    acked: Ticket,
+}
 
 /// What the table knows of a ticket.
 enum Found {
@@ -33,14 +44,15 @@ impl LockTable {
     ) -> Result<Outcome, Rejection> {
         // Who is past its deadline gets nothing. Nobody else got its locks yet, but that is a
         // matter of moments.
-        if self.is_overdue(session) && !planted::is("grant-to-the-dead") || !self.acknowledge(session, acked)
-        {
+        let may_ask = |asker: &Asker| asker.deadline > self.header.now || planted::is("grant-to-the-dead");
+        let Some(asker) = self.asker(session).filter(may_ask) else {
             return Ok(Outcome::SessionUnknown { session });
-        }
+        };
+        let asker = self.acknowledge(asker, acked);
         let arguments = Arguments::of_ticket(&ask, wait);
-        match self.find(session, ticket) {
+        match self.find(asker, ticket) {
             Found::Live(_) if planted::is("no-dedup") => {
-                self.acquire_new(session, ticket, ask, arguments, wait)
+                self.acquire_new(asker, ticket, ask, arguments, wait)
             }
             Found::Live(sequence) if self.request(sequence).arguments == arguments => {
                 Ok(self.standing(sequence))
@@ -52,24 +64,32 @@ impl LockTable {
             }
             Found::Live(_) | Found::Finished(_) => Err(Rejection::RequestIdReused),
             Found::Forgotten => Ok(Outcome::Finished { session, ticket, how: How::Forgotten }),
-            Found::New => self.acquire_new(session, ticket, ask, arguments, wait),
+            Found::New => self.acquire_new(asker, ticket, ask, arguments, wait),
         }
     }
 
     fn acquire_new(
         &mut self,
-        session: SessionId,
+        asker: Asker,
         ticket: Ticket,
         ask: Ask,
         arguments: Arguments,
         wait: Wait,
     ) -> Result<Outcome, Rejection> {
-        self.check_window(session, ticket)?;
+        self.check_window(asker, ticket)?;
         self.check_ask(&ask)?;
         self.check_sequence()?;
         let names = ask.names.as_slice();
-        let lock_count = self.session(session).lock_count;
+        let session = asker.session;
         let now = self.header.now;
+        let room = self.check_room(asker.lock_count, names);
+        // Most locks are free, and then one look at the lock is enough.
+        if let (Ok(token), Ok(())) = (self.next_token(), &room)
+            && self.take_free(&ask.names)
+        {
+            self.add_request((session, ticket), ask, arguments, State::Held { token }, Entered::Already);
+            return Ok(Outcome::Granted { session, ticket, token, remaining_ms: asker.deadline.since(now) });
+        }
         let state = match (self.obstacle(names, ask.mode, None), wait) {
             (None, _) => State::Held { token: self.next_token()? },
             (Some(obstacle), Wait::None | Wait::Ms(0)) => {
@@ -83,8 +103,8 @@ impl LockTable {
         if let State::Queued { .. } = state {
             self.check_queues(names)?;
         }
-        self.check_room(lock_count, names)?;
-        let sequence = self.add_request((session, ticket), ask, arguments, state);
+        room?;
+        let sequence = self.add_request((session, ticket), ask, arguments, state, Entered::NotYet);
         Ok(self.standing(sequence))
     }
 
@@ -94,10 +114,11 @@ impl LockTable {
         ticket: Ticket,
         acked: Ticket,
     ) -> Result<Outcome, Rejection> {
-        if !self.acknowledge(session, acked) {
+        let Some(asker) = self.asker(session) else {
             return Ok(Outcome::SessionUnknown { session });
-        }
-        let how = match self.find(session, ticket) {
+        };
+        let asker = self.acknowledge(asker, acked);
+        let how = match self.find(asker, ticket) {
             Found::Live(sequence) => {
                 let queued = self.request(sequence).is_queued();
                 let how = if queued { How::Cancelled } else { How::Released };
@@ -107,7 +128,7 @@ impl LockTable {
             Found::Finished(finished) => finished.how,
             Found::Forgotten => How::Forgotten,
             Found::New => {
-                self.check_window(session, ticket)?;
+                self.check_window(asker, ticket)?;
                 self.finish(session, ticket, How::Cancelled, None);
                 How::Cancelled
             }
@@ -122,10 +143,11 @@ impl LockTable {
         token: Token,
         acked: Ticket,
     ) -> Outcome {
-        if !self.acknowledge(session, acked) {
+        let Some(asker) = self.asker(session) else {
             return Outcome::SessionUnknown { session };
-        }
-        let how = match self.find(session, ticket) {
+        };
+        let asker = self.acknowledge(asker, acked);
+        let how = match self.find(asker, ticket) {
             Found::Live(sequence)
                 if self.request(sequence).token() == Some(token) || planted::is("release-ignores-token") =>
             {
@@ -179,38 +201,44 @@ impl LockTable {
         }
     }
 
-    /// Raises the session's acknowledged tickets; `false` if a stream has no such session. What
-    /// lies below is forgotten bit by bit, and by [`find`](Self::find) at once.
-    fn acknowledge(&mut self, session: SessionId, acked: Ticket) -> bool {
-        let Some(stream) = self.stream(session) else {
-            return false;
-        };
-        if stream.acked < acked {
-            let Kind::Stream(stream) = &mut self.session_mut(session).kind else {
-                unreachable!("the line above found a stream")
-            };
-            stream.acked = acked;
-            self.work.forgetting = Some(session);
-        }
-        true
+    /// `None` if no stream has such a session.
+    fn asker(&self, session: SessionId) -> Option<Asker> {
+        let record = self.sessions.get(session)?;
+        let Kind::Stream(stream) = &record.kind else { return None };
+        let (deadline, lock_count) = (record.deadline, record.lock_count);
+        Some(Asker { session, deadline, lock_count, highest: record.highest, acked: stream.acked })
     }
 
-    fn find(&self, session: SessionId, ticket: Ticket) -> Found {
-        let is_new = self.session(session).highest.is_below(ticket);
+    /// Raises the session's acknowledged tickets. What lies below is forgotten bit by bit, and by
+    /// [`find`](Self::find) at once.
+    fn acknowledge(&mut self, asker: Asker, acked: Ticket) -> Asker {
+        if acked <= asker.acked {
+            return asker;
+        }
+        let Kind::Stream(stream) = &mut self.session_mut(asker.session).kind else {
+            unreachable!("who asks has a stream")
+        };
+        stream.acked = acked;
+        self.work.forgetting = Some(asker.session);
+        Asker { acked, ..asker }
+    }
+
+    fn find(&self, asker: Asker, ticket: Ticket) -> Found {
+        let session = asker.session;
+        let is_new = asker.highest.is_below(ticket);
         if !is_new && let Some(sequence) = self.live.get(session, ticket) {
             return Found::Live(sequence);
         }
-        if self.stream(session).is_some_and(|stream| ticket < stream.acked) {
+        if ticket < asker.acked {
             return Found::Forgotten;
         }
         let finished = if is_new { None } else { self.finished.get((session, ticket)) };
         finished.map_or(Found::New, |finished| Found::Finished(*finished))
     }
 
-    fn check_window(&self, session: SessionId, ticket: Ticket) -> Result<(), Rejection> {
+    fn check_window(&self, asker: Asker, ticket: Ticket) -> Result<(), Rejection> {
         let window = self.limits().ticket_window;
-        let acked = self.stream(session).map_or(0, |stream| stream.acked.get());
-        match ticket.get().saturating_sub(acked) < window {
+        match ticket.get().saturating_sub(asker.acked.get()) < window {
             true => Ok(()),
             false => Err(Rejection::TicketGap { window }),
         }

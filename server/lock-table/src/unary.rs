@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::outcome::{Outcome, Rejection};
 use crate::planted;
+use crate::requests::Entered;
 use crate::session::{Arguments, Ask, Kind, Request, State, UNARY_TICKET};
 use crate::sessions::check_len;
 use crate::table::LockTable;
@@ -118,7 +119,7 @@ impl LockTable {
         let kind = Kind::Unary { name: key.name.clone(), request_id: key.request_id.clone() };
         let session = self.create_session(kind, key.owner.clone(), ttl, now.after(lease_ms))?;
         self.unary.insert(key, session, state);
-        let sequence = self.add_request((session, UNARY_TICKET), ask, arguments, state);
+        let sequence = self.add_request((session, UNARY_TICKET), ask, arguments, state, Entered::NotYet);
         Ok(self.standing(sequence))
     }
 
