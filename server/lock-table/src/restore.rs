@@ -60,6 +60,9 @@ impl Restore {
         }
         for record in chunk.finished {
             let (key, finished) = record.read()?;
+            if self.table.sessions.get(key.0).is_none() {
+                return Err(inconsistent("finished ticket", key.1.get(), "belongs to no session"));
+            }
             self.table.insert_finished(key, finished);
         }
         self.is_complete = chunk.is_last;
@@ -247,6 +250,15 @@ mod tests {
                 prop_assert_eq!(table.check(), Ok(()));
             }
         }
+    }
+
+    #[test]
+    fn a_finished_ticket_comes_after_its_session() {
+        let whole = records::Chunk::decode(&*body()).expect("just written");
+        assert!(!whole.finished.is_empty());
+        let early = records::Chunk { header: whole.header, finished: whole.finished, ..Default::default() };
+        let refused = Restore::new().push(&seal(SNAPSHOT_FORMAT, &early)).expect_err("refused");
+        assert!(refused.to_string().contains("belongs to no session"), "{refused}");
     }
 
     #[test]

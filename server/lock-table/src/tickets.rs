@@ -257,10 +257,10 @@ impl LockTable {
         }
     }
 
-    /// Remembers a finished ticket. The session may be missing: a forged snapshot is refused only after this.
+    /// Adds a finished ticket and what is derived from it.
     pub(crate) fn insert_finished(&mut self, key: (SessionId, Ticket), finished: Finished) {
         let (session, ticket) = key;
-        if self.sessions.get(session).is_some_and(|session| session.highest.is_below(ticket)) {
+        if self.session(session).highest.is_below(ticket) {
             self.session_mut(session).highest.raise(ticket);
         }
         self.finished.insert(key, finished);
