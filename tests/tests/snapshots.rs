@@ -141,10 +141,8 @@ async fn a_transfer_that_broke_off_goes_on_where_it_ended() {
     assert!(cluster.status(down).locks as usize >= LOCKS);
     let (first, second) = (halfway - before, cluster.switchboard.bytes(&from, &to) - halfway);
     println!("{first} bytes before the cut, {second} after it, of {size}");
-    // All of the snapshot is more than `size`. What was under way at the cut is sent again: at most four chunks and what
-    // buffers held. And not all before the cut was the snapshot: a leader looks for what a node has by sending it entries,
-    // megabytes of them here.
-    assert!(second < size, "it began again from the start: {second} bytes after the cut");
+    // What was under way at the cut is sent again: at most four chunks, and what the sender's buffers held.
+    assert!(second < size * 5 / 6, "it began again from the start: {second} bytes after the cut");
     cluster.end().await;
 }
 
