@@ -13,7 +13,7 @@ use crate::text::Name;
 use crate::types::{ClusterTime, Mode, Sequence, SessionId, Ticket};
 
 /// Whether a request that is added is in its lock.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Entered {
     /// By [`LockTable::take_free`].
     Already,
@@ -41,26 +41,20 @@ impl LockTable {
         sequence
     }
 
-    fn next_sequence(&self) -> Sequence {
+    /// The number of the next new request.
+    pub(crate) fn next_sequence(&self) -> Sequence {
         Sequence::new(self.header.sequence_last.get() + 1)
     }
 
-    /// Enters the next request into the only lock it names, if nobody has that or waits for it.
-    pub(crate) fn take_free(&mut self, names: &Names) -> bool {
-        let sequence = self.next_sequence();
-        self.take_free_for(sequence, names)
-    }
-
-    /// The same for the request of this number.
-    pub(crate) fn take_free_for(&mut self, sequence: Sequence, names: &Names) -> bool {
-        let Names::One(name) = names else { return false };
-        match self.locks.entry(name.clone()) {
-            Entry::Vacant(entry) => {
-                entry.insert(Lock::Single(sequence));
-                true
-            }
-            Entry::Occupied(_) => false,
+    /// Enters a request that is about to hold the only lock it names, if nobody has that or waits for it.
+    pub(crate) fn take_free(&mut self, sequence: Sequence, names: &Names) -> Entered {
+        if let Names::One(name) = names
+            && let Entry::Vacant(entry) = self.locks.entry(name.clone())
+        {
+            entry.insert(Lock::Single(sequence));
+            return Entered::Already;
         }
+        Entered::NotYet
     }
 
     /// Checks that requests can still be numbered.
@@ -74,7 +68,7 @@ impl LockTable {
     /// Adds a request, later than all others, and what is derived from it.
     pub(crate) fn insert_request(&mut self, sequence: Sequence, mut request: Request, entered: Entered) {
         let (mode, state) = (request.mode, request.state);
-        if let Entered::NotYet = entered {
+        if entered == Entered::NotYet {
             for name in request.names.as_mut_slice() {
                 self.enter_lock(name, sequence, mode, state);
             }

@@ -113,11 +113,11 @@ impl Restore {
             return Err("asks for no permit, or more than there are");
         }
         let is_held = !request.is_queued();
-        let entered = match is_held && table.take_free_for(sequence, &request.names) {
-            true => Entered::Already,
+        let entered = match is_held {
+            true => table.take_free(sequence, &request.names),
             false => Entered::NotYet,
         };
-        if let Entered::NotYet = entered {
+        if entered == Entered::NotYet {
             let locks = || request.names.as_slice().iter().filter_map(|name| table.locks.get(name));
             if let Mode::Permits { capacity, .. } = request.mode
                 && locks().any(|lock| table.capacity(lock).is_some_and(|have| have != capacity))

@@ -85,7 +85,7 @@ impl LockTable {
         let room = self.check_room(asker.lock_count, names);
         // Most locks are free, and then one look at the lock is enough.
         if let (Ok(token), Ok(())) = (self.next_token(), &room)
-            && self.take_free(&ask.names)
+            && self.take_free(self.next_sequence(), &ask.names) == Entered::Already
         {
             self.add_request((session, ticket), ask, arguments, State::Held { token }, Entered::Already);
             return Ok(Outcome::Granted { session, ticket, token, remaining_ms: asker.deadline.since(now) });
