@@ -5,6 +5,10 @@
 //!
 //! Nothing here decides anything. `tests/generated.rs` regenerates the code and fails when it has drifted.
 
+mod codec;
+
+pub use codec::WireCodec;
+
 /// The public service: `RaftLock` and `Admin`.
 #[allow(missing_docs, clippy::all, clippy::undocumented_unsafe_blocks)]
 pub mod v1 {

@@ -48,6 +48,7 @@ fn generate(root: &Path, out: &Path) {
         .out_dir(out)
         .bytes(".")
         .btree_map(".")
+        .codec_path("crate::WireCodec")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)
         .expect("the wire code can be generated");

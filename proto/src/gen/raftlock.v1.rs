@@ -1002,7 +1002,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/Lock",
             );
@@ -1023,7 +1023,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/Unlock",
             );
@@ -1045,7 +1045,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/Renew",
             );
@@ -1070,7 +1070,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/GetLock",
             );
@@ -1095,7 +1095,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/ListLocks",
             );
@@ -1120,7 +1120,7 @@ pub mod raft_lock_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.RaftLock/Session",
             );
@@ -1293,7 +1293,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = LockSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1336,7 +1336,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = UnlockSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1379,7 +1379,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RenewSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1422,7 +1422,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetLockSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1467,7 +1467,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListLocksSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1515,7 +1515,7 @@ pub mod raft_lock_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SessionSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1674,7 +1674,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static("/raftlock.v1.Admin/Status");
             let mut req = request.into_request();
             req.extensions_mut().insert(GrpcMethod::new("raftlock.v1.Admin", "Status"));
@@ -1696,7 +1696,7 @@ pub mod admin_client {
                         format!("Service was not ready: {}", e.into()),
                     )
                 })?;
-            let codec = tonic_prost::ProstCodec::default();
+            let codec = crate::WireCodec::default();
             let path = http::uri::PathAndQuery::from_static(
                 "/raftlock.v1.Admin/ChangeMembers",
             );
@@ -1838,7 +1838,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
@@ -1883,7 +1883,7 @@ pub mod admin_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ChangeMembersSvc(inner);
-                        let codec = tonic_prost::ProstCodec::default();
+                        let codec = crate::WireCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
                                 accept_compression_encodings,
