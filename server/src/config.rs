@@ -49,7 +49,8 @@ pub struct Config {
     pub snapshot_log_bytes: u64,
     /// How often the leader is heard of: above the slowest flush of the disks.
     pub heartbeat: Duration,
-    /// The shortest election timeout: at least five heartbeats. Fail-over takes one and a half to two of the longest.
+    /// The shortest election timeout: at least five heartbeats. Where a host or the network is gone, fail-over takes one and
+    /// a half to two of the longest; a leader whose process alone is gone is followed at once.
     pub election_min: Duration,
     /// The longest election timeout.
     pub election_max: Duration,

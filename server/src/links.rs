@@ -276,6 +276,13 @@ impl PeerLinks {
         PeerCallError::Status { address: address.to_owned(), status: Box::new(status) }
     }
 
+    /// Whether `address` refuses a connection at once: the host is there, and nobody listens. Nothing is sent.
+    /// Takes as long as a dial does, without a limit; cancel safe.
+    pub async fn is_refused(&self, address: &str) -> bool {
+        let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+        self.net.dial(address).await.is_err_and(|error| refused(&error))
+    }
+
     fn dial(
         &self,
         address: &str,

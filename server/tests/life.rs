@@ -95,6 +95,28 @@ async fn rolling_restarts_fail_no_call() {
     println!("{ROUNDS} rolling restarts: longest gap between two grants of a client {:?}", load.end().await);
 }
 
+/// The kernel says that the process is gone: nobody waits for an election timeout, and here that would be 20 s.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[allow(clippy::disallowed_methods, reason = "the harness measures with its own clock")]
+async fn a_killed_leader_is_followed_at_once() {
+    let _alone = ALONE.lock().await;
+    let slow = ["--heartbeat=1s", "--election-min=20s", "--election-max=30s"];
+    let mut processes = Processes::start(3, &slow).await;
+    for _ in 0..3 {
+        let victim = processes.leader().await;
+        let begun = Instant::now();
+        processes.kill(victim);
+        let next = processes.leader().await;
+        println!("n{} killed; n{} leads after {:?}", victim + 1, next + 1, begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+        let client = client(&processes, "after").await;
+        client.lock("free").await.expect("granted").release().await.expect("released");
+        processes.spawn(victim);
+        processes.votes(next, &format!("n{}", victim + 1), 3).await;
+        processes.ready().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[allow(clippy::disallowed_methods, reason = "the harness measures with its own clock")]
 async fn a_killed_member_is_dead_on_every_other_within_two_seconds() {

@@ -111,6 +111,8 @@ pub struct RaftHandle {
     /// A voter that answered within this time is alive: heartbeats are at most a fifth of it.
     fresh: Duration,
     room: Arc<DiskRoom>,
+    /// Held while a leader that hung up is looked for.
+    absence: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl RaftHandle {
@@ -143,7 +145,8 @@ impl RaftHandle {
         let touch = Touch::new(settings.election_max);
         tokio::spawn(follow(me, raft.clone(), machine.clone(), touch, standing_tx, fatal_tx));
         let fresh = settings.election_min;
-        Ok(RaftHandle { raft, machine, standing, fatal, transfers, fresh, room })
+        let absence = Arc::default();
+        Ok(RaftHandle { raft, machine, standing, fatal, transfers, fresh, room, absence })
     }
 
     /// Makes these nodes a new cluster; only the one node that holds every promise may ask. `false`: it has been done
@@ -334,6 +337,11 @@ impl RaftHandle {
     /// The snapshots that are on their way, in or out.
     pub(crate) fn transfers(&self) -> &Transfers {
         &self.transfers
+    }
+
+    /// See [`RaftHandle::hung_up`].
+    pub(super) fn absence(&self) -> &tokio::sync::Mutex<()> {
+        &self.absence
     }
 
     /// openraft itself, for the receiving end of the peer protocol.

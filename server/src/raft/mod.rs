@@ -9,6 +9,7 @@
 //! network  the sending end of the peer protocol
 //! incoming the receiving end, behind `service/peer`
 //! codec    openraft's types <-> the messages of peer.proto
+//! absence  a leader whose process is gone is followed by another at once
 //! touch    whether a leader still hears from its quorum, and who could follow it
 //! witness  who looks on while entries are applied: the suites that check histories
 //! runtime  tokio, with election timeouts drawn from a generator that a simulation can seed
@@ -16,6 +17,7 @@
 //!
 //! Nothing here decides about locks, and no clock is read here but for timers of our own.
 
+mod absence;
 pub mod codec;
 pub mod compaction;
 pub mod handle;

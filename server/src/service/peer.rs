@@ -171,7 +171,8 @@ impl Peer for PeerService {
                 Ok(member) => member,
                 Err(status) => return drop(replies.send(Err(status)).await),
             };
-            let envelope = member.envelope(first.envelope.as_ref());
+            let sender = first.envelope.clone();
+            let envelope = member.envelope(sender.as_ref());
             let mut results = member.raft.take_appends(ReceiverStream::new(checked));
             let check = async {
                 let mut next = Some(Ok(first));
@@ -200,6 +201,10 @@ impl Peer for PeerService {
             tokio::select! {
                 Err(status) = check => drop(replies.send(Err(status)).await),
                 () = answer => {}
+            }
+            drop(replies);
+            if let Some(envelope) = sender {
+                member.raft.hung_up(envelope.sender, &member.links.links).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
