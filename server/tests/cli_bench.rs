@@ -46,7 +46,7 @@ fn a_killed_leader_is_a_gap_without_grants() {
     command.current_dir(folder.path());
     let rows = lines(&finish(command).exits(0).stdout);
     assert!(rows[0]["elections"].as_u64() >= Some(1), "{}", rows[0]);
-    assert!(rows[0]["max_us"].as_u64() > Some(100_000), "no election is that quick: {}", rows[0]);
+    assert!(rows[0]["max_us"].as_u64() > Some(20_000), "nobody stands for election sooner: {}", rows[0]);
 }
 
 #[test]
