@@ -1,7 +1,8 @@
 //! What `demo` and `bench` need to run nodes of their own on this machine: a folder, and ports.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+
+use raftlock_server::testing::wires::FreePorts;
 
 use super::failure::Failure;
 
@@ -32,12 +33,7 @@ impl Drop for Folder {
     }
 }
 
-/// Nodes have to know each other's ports before they listen, so these are free now and taken in a moment.
-pub fn free_ports(count: usize) -> Result<Vec<u16>, Failure> {
-    let free = || -> std::io::Result<Vec<u16>> {
-        let listening: Vec<TcpListener> =
-            (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-        listening.iter().map(|port| Ok(port.local_addr()?.port())).collect()
-    };
-    free().map_err(|error| Failure::Other(format!("no free ports: {error}")))
+/// Nodes have to know each other's addresses before they listen, and find them free again after they were down.
+pub fn free_ports(count: usize) -> Result<FreePorts, Failure> {
+    FreePorts::find(count).map_err(|error| Failure::Other(format!("no free ports: {error}")))
 }

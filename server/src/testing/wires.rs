@@ -30,12 +30,18 @@ impl FreePorts {
     /// # Panics
     /// If there are not so many.
     pub fn take(count: usize) -> FreePorts {
-        let mut held: Vec<TcpSocket> = (0..count).map(|_| bound().expect("a free port")).collect();
-        let addresses = held.iter().map(|port| port.local_addr().expect("it is bound").to_string()).collect();
+        FreePorts::find(count).expect("free ports")
+    }
+
+    /// As [`take`](Self::take); fails if there are not so many.
+    pub fn find(count: usize) -> io::Result<FreePorts> {
+        let mut held = (0..count).map(|_| bound()).collect::<io::Result<Vec<TcpSocket>>>()?;
+        let address = |port: &TcpSocket| Ok(port.local_addr()?.to_string());
+        let addresses = held.iter().map(address).collect::<io::Result<_>>()?;
         if !cfg!(target_os = "linux") {
             held.clear();
         }
-        FreePorts { addresses, _held: held }
+        Ok(FreePorts { addresses, _held: held })
     }
 }
 

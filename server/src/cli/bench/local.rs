@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use raftlock_proto::v1::StatusResponse;
+use raftlock_server::testing::wires::FreePorts;
 use tokio::process::{Child, Command};
 
 use crate::cli::calls;
@@ -26,6 +27,8 @@ pub struct Local {
     nodes: Vec<Node>,
     // After the nodes: they write into it.
     folder: Folder,
+    /// Kept so that a node that is down finds its addresses free again.
+    _ports: FreePorts,
 }
 
 #[derive(Debug)]
@@ -43,19 +46,18 @@ impl Local {
         let here = std::env::current_dir().map_err(|error| Failure::Other(format!("here: {error}")))?;
         let folder = Folder::within(&here, "bench")?;
         let ports = free_ports(2 * count)?;
-        let (clients, peers) = ports.split_at(count);
-        let seeds: Vec<String> = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (clients, peers) = ports.addresses.split_at(count);
         let nodes = (0..count).map(|at| {
             let name = format!("bench-{}", at + 1);
-            let address = format!("127.0.0.1:{}", clients[at]);
+            let address = clients[at].clone();
             let data = folder.path().join(&name).display().to_string();
             let mut arguments = vec![
                 "serve".to_owned(),
                 format!("--node-name={name}"),
                 format!("--data-dir={data}"),
                 format!("--listen={address}"),
-                format!("--peer-listen={}", seeds[at]),
-                format!("--seeds={}", seeds.join(",")),
+                format!("--peer-listen={}", peers[at]),
+                format!("--seeds={}", peers.join(",")),
                 format!("--bootstrap-expect={count}"),
                 format!("--cluster-name=bench-{}", std::process::id()),
                 "--ballast=0".to_owned(),
@@ -64,7 +66,7 @@ impl Local {
             let log = folder.path().join(format!("{name}.log"));
             Node { name, address, arguments, log, child: None }
         });
-        let mut local = Local { nodes: nodes.collect(), folder };
+        let mut local = Local { nodes: nodes.collect(), folder, _ports: ports };
         for at in 0..count {
             local.begin(at)?;
         }

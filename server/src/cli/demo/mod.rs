@@ -158,7 +158,7 @@ async fn hold(worker: &str, guard: LockGuard, stage: &Stage) -> Result<(), Failu
 
 async fn start_nodes(folder: &Path) -> Result<Vec<Node>, Failure> {
     let ports = free_ports(NODES)?;
-    let seeds: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let seeds = &ports.addresses;
     let mut nodes = Vec::new();
     for (number, peer) in seeds.iter().enumerate() {
         let name = format!("node-{}", number + 1);
