@@ -277,15 +277,18 @@ async fn a_dead_peer_costs_the_leader_next_to_nothing() {
     let _alone = ALONE.lock().await;
     let mut processes = Processes::start(3, &[]).await;
     let leader = processes.leader().await;
+    let used = async |processes: &Processes| {
+        let (before, span) = (cpu_seconds(processes.pid(leader)), 5.0);
+        tokio::time::sleep(Duration::from_secs_f64(span)).await;
+        100.0 * (cpu_seconds(processes.pid(leader)) - before) / span
+    };
+    let alone = used(&processes).await;
     processes.kill((leader + 1) % 3);
     // Past the first dials and back-offs.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let before = cpu_seconds(processes.pid(leader));
-    let span = 5.0;
-    tokio::time::sleep(Duration::from_secs_f64(span)).await;
-    let used = (cpu_seconds(processes.pid(leader)) - before) / span;
-    println!("the leader used {:.1} % of a core beside a dead peer", used * 100.0);
-    // A hot loop takes a whole core in either build; the product's bound is for what is shipped (`.ci/run release`).
-    let bound = if cfg!(debug_assertions) { 0.15 } else { 0.03 };
-    assert!(used < bound, "{:.1} % of a core", used * 100.0);
+    let beside = used(&processes).await;
+    println!("the leader used {alone:.1} % of a core, and {beside:.1} % beside a dead peer");
+    // What an idle leader takes depends on the machine. A hot loop takes a whole core in either build.
+    let bound = if cfg!(debug_assertions) { 10.0 } else { 2.0 };
+    assert!(beside < alone + bound, "{alone:.1} % of a core became {beside:.1} %");
 }
