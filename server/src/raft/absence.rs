@@ -16,14 +16,9 @@ use super::handle::{RaftHandle, Standing};
 use super::types::Vote;
 use crate::links::PeerLinks;
 
-/// When the port of a leader that hung up is asked, after the time before: a process that dies may lose its streams a
-/// little before its port, and one that comes back answers.
-const ASKED_AFTER: [Duration; 6] = {
-    const fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
-    }
-    [ms(0), ms(5), ms(10), ms(20), ms(40), ms(80)]
-};
+/// How long after the time before, in milliseconds, the port of a leader that hung up is asked: a process that dies may
+/// lose its streams a little before its port, and one that comes back answers.
+const ASKED_AFTER_MS: [u64; 6] = [0, 5, 10, 20, 40, 80];
 
 /// For how long it is asked. A network that says nothing says nothing about the process either.
 const ASKED_AT_MOST: Duration = Duration::from_millis(300);
@@ -78,8 +73,8 @@ impl RaftHandle {
 /// Whether nobody listens there.
 async fn is_gone(address: &str, links: &PeerLinks) -> bool {
     let asked = async {
-        for wait in ASKED_AFTER {
-            tokio::time::sleep(wait).await;
+        for wait in ASKED_AFTER_MS {
+            tokio::time::sleep(Duration::from_millis(wait)).await;
             if links.is_refused(address).await {
                 return true;
             }
