@@ -102,7 +102,7 @@ async fn a_killed_leader_is_followed_at_once() {
     let _alone = ALONE.lock().await;
     let slow = ["--heartbeat=1s", "--election-min=20s", "--election-max=30s"];
     let mut processes = Processes::start(3, &slow).await;
-    for _ in 0..3 {
+    {
         let victim = processes.leader().await;
         let begun = Instant::now();
         processes.kill(victim);
